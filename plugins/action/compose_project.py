@@ -1,0 +1,55 @@
+"""Action side of ``compose_project``: render the project's directory and send it in one run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.loader import action_loader
+
+ConfigTree: Any = action_loader.get("config_tree", class_only=True)
+
+
+class ActionModule(ConfigTree):
+    """Render ``templates/stack`` of the calling role into the project directory."""
+
+    MODULE = "compose_project"
+
+    def module_arguments(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        name = self._task.args.get("name")
+        if not name:
+            raise AnsibleActionFail("compose_project: name is required")
+        directory = os.path.join(task_vars.get("stack_directory", "/opt/prime-spark/stack"), name)
+        trees = list(self._task.args.get("trees") or [])
+        trees.insert(0, {"src": "stack", "dest": directory, "purge": True})
+        environment = dict(self._task.args.get("environment") or {})
+        self._task.args = {**self._task.args, "trees": trees, "directory": directory}
+        arguments: dict[str, Any] = super().module_arguments(task_vars)
+        arguments.pop("environment", None)
+        for service, digest in self.config_hashes(arguments, directory).items():
+            environment[f"CONFIG_HASH_{service.upper().replace('-', '_')}"] = digest
+        lines = [f"{key}={environment[key]}\n" for key in sorted(environment)]
+        arguments["secret_files"].append(
+            {"path": os.path.join(directory, ".env"), "content": "".join(lines), "mode": "0600"}
+        )
+        return arguments
+
+    @staticmethod
+    def config_hashes(arguments: dict[str, Any], directory: str) -> dict[str, str]:
+        """A hash per service over the files below ``config/<service>``.
+
+        Compose does not notice that the content of a bind mount changed. Each service carries this
+        hash as a label, so that compose itself recreates exactly the services whose files changed.
+        """
+        prefix = os.path.join(directory, "config") + os.sep
+        digests: dict[str, Any] = {}
+        files = arguments["files"] + arguments["secret_files"]
+        for file in sorted(files, key=lambda f: str(f["path"])):
+            if not file["path"].startswith(prefix):
+                continue
+            service = file["path"].removeprefix(prefix).partition(os.sep)[0]
+            digest = digests.setdefault(service, hashlib.sha256())
+            digest.update(f"{file['path']}\0{file.get('mode')}\0{file['content']}\0".encode())
+        return {service: digest.hexdigest()[:16] for service, digest in digests.items()}

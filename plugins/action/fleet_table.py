@@ -1,0 +1,85 @@
+"""Action ``fleet_table``: print what every host was found to be, fail when something is wrong."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+COLUMNS = ("host", "roles", "vpn", "mounts", "containers", "units", "telemetry")
+
+
+def table(rows: list[dict[str, str]], width: int) -> list[str]:
+    """Lines of a table; the column of roles is cut to what the terminal's width leaves."""
+    widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in COLUMNS}
+    surplus = sum(widths.values()) + 2 * (len(COLUMNS) - 1) - max(width, 80)
+    if surplus > 0:
+        widths["roles"] = max(12, widths["roles"] - surplus)
+    lines = []
+    for row in [{c: c.upper() for c in COLUMNS}, *rows]:
+        cells = []
+        for column in COLUMNS:
+            text = row[column]
+            if len(text) > widths[column]:
+                text = text[: widths[column] - 1] + "…"
+            cells.append(text.ljust(widths[column]))
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+class ActionModule(ActionBase):
+    """Takes ``hosts`` (names), ``health`` (host to result), ``telemetry`` (device to age, seconds),
+    ``devices`` (who has to have telemetry), ``fresh`` (seconds), ``roles`` (host to role names)."""
+
+    TRANSFERS_FILES = False
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        args = self._task.args
+        rows, problems = [], []
+        skipped: dict[str, list[str]] = {}
+        for host in args["hosts"]:
+            health = args["health"].get(host)
+            roles = ", ".join(args["roles"].get(host, []))
+            if not isinstance(health, dict) or "seen" not in health:
+                problems.append(f"{host}: not reached, nothing is known of it")
+                rows.append({**dict.fromkeys(COLUMNS, "?"), "host": host, "roles": roles})
+                continue
+            seen = health["seen"]
+            trouble = list(health["problems"])
+            telemetry = "-"
+            if host in args["devices"]:
+                age = args["telemetry"].get(host)
+                telemetry = "none" if age is None else f"{float(age):.0f} s ago"
+                if age is None or float(age) > float(args["fresh"]):
+                    trouble.append(
+                        f"newest telemetry row: {telemetry}, expected within {args['fresh']} s"
+                    )
+            ages = seen["handshakes"].values()
+            rows.append(
+                {
+                    "host": host,
+                    "roles": roles,
+                    "vpn": f"{max(ages)} s" if ages else "-",
+                    "mounts": ", ".join(seen["mounts"]) or "-",
+                    "containers": f"{seen['containers']} ok" if seen["containers"] else "-",
+                    "units": f"{seen['units']} ok" if seen["units"] else "-",
+                    "telemetry": telemetry,
+                }
+            )
+            problems += [f"{host}: {sentence}" for sentence in trouble]
+            for sentence in health["skipped"]:
+                skipped.setdefault(sentence, []).append(host)
+        lines = ["", *table(rows, shutil.get_terminal_size((160, 24)).columns)]
+        lines += [f"skipped  {what} [{', '.join(hosts)}]" for what, hosts in skipped.items()]
+        lines += [f"WRONG    {sentence}" for sentence in problems] or ["all well"]
+        self._display.display("\n".join(lines) + "\n")
+        result.update(changed=False, rows=rows, problems=problems)
+        if problems:
+            result.update(
+                failed=True, msg=f"{len(problems)} thing(s) wrong: " + "; ".join(problems)
+            )
+        return result

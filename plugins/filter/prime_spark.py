@@ -1,0 +1,38 @@
+"""Filters that several roles use."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from typing import Any
+
+
+def credential_files(secrets: dict[str, str], directory: str) -> list[dict[str, str]]:
+    """One file per secret in ``directory``, for the argument ``secret_files`` of config_tree."""
+    return [
+        {"path": f"{directory}/{name}", "content": str(secret)}
+        for name, secret in sorted(secrets.items())
+    ]
+
+
+def scram_verifier(password: str, user: str, iterations: int = 4096) -> str:
+    """PostgreSQL's stored form of a password (RFC 5803), so that no password reaches the server.
+
+    The salt is derived from user and password: the same input gives the same verifier, and a second
+    run sees that nothing changed.
+    """
+    secret = str(password).encode()
+    salt = hmac.new(secret, f"prime-spark scram {user}".encode(), hashlib.sha256).digest()[:16]
+    salted = hashlib.pbkdf2_hmac("sha256", secret, salt, iterations)
+    client = hmac.new(salted, b"Client Key", hashlib.sha256).digest()
+    stored = base64.b64encode(hashlib.sha256(client).digest()).decode()
+    server = base64.b64encode(hmac.new(salted, b"Server Key", hashlib.sha256).digest()).decode()
+    return f"SCRAM-SHA-256${iterations}:{base64.b64encode(salt).decode()}${stored}:{server}"
+
+
+class FilterModule:
+    """Registers the filters."""
+
+    def filters(self) -> dict[str, Any]:
+        return {"credential_files": credential_files, "scram_verifier": scram_verifier}

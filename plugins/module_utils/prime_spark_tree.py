@@ -1,0 +1,335 @@
+"""Files that belong together on a host: compare, stage and validate, write, record.
+
+Shared by the modules ``config_tree`` and ``compose_project``. A *tree* is the full set of files
+that one owner (a role, a compose project) has on a host. What the record says was written earlier
+and is no longer wanted is removed, so a tree is authoritative even in a directory it shares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import grp
+import hashlib
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from typing import Any
+
+RECORD_DIR = "/var/lib/prime-spark/trees"
+
+FILE_OPTIONS: dict[str, dict[str, Any]] = {
+    "path": {"type": "path", "required": True},
+    "content": {"type": "str", "required": True},
+    "owner": {"type": "str", "default": "root"},
+    "group": {"type": "str", "default": "root"},
+    "mode": {"type": "str", "default": "0644"},
+}
+SECRET_FILE_OPTIONS: dict[str, dict[str, Any]] = {
+    **FILE_OPTIONS,
+    "content": {"type": "str", "required": True, "no_log": True},
+    "mode": {"type": "str", "default": "0600"},
+}
+DIRECTORY_OPTIONS: dict[str, dict[str, Any]] = {
+    "path": {"type": "path", "required": True},
+    "owner": {"type": "str", "default": "root"},
+    "group": {"type": "str", "default": "root"},
+    "mode": {"type": "str", "default": "0755"},
+    "purge": {"type": "bool", "default": False},
+}
+TREE_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "required": True},
+    "files": {"type": "list", "elements": "dict", "default": [], "options": FILE_OPTIONS},
+    "secret_files": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": SECRET_FILE_OPTIONS,
+        # The marker is on `content`; without False here the whole list would be hidden.
+        "no_log": False,
+    },
+    "directories": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": DIRECTORY_OPTIONS,
+    },
+    "validate": {"type": "list", "elements": "list", "default": []},
+}
+
+
+class TreeError(Exception):
+    """A tree cannot be compared, validated or written; the message says which file and why."""
+
+
+def uid_of(name: str) -> int:
+    if name.isdigit():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise TreeError(f"no user {name!r} on this host") from None
+
+
+def gid_of(name: str) -> int:
+    if name.isdigit():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise TreeError(f"no group {name!r} on this host") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """One wanted file."""
+
+    path: str
+    content: bytes
+    owner: str
+    group: str
+    mode: int
+    secret: bool
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Directory:
+    """One wanted directory; ``purge`` means that it holds nothing but this tree's files."""
+
+    path: str
+    owner: str
+    group: str
+    mode: int
+    purge: bool
+
+
+@dataclasses.dataclass
+class Difference:
+    """What separates the host from the wanted tree."""
+
+    write: list[File] = dataclasses.field(default_factory=list)
+    attributes: list[File] = dataclasses.field(default_factory=list)
+    make: list[Directory] = dataclasses.field(default_factory=list)
+    remove: list[str] = dataclasses.field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.write or self.attributes or self.make or self.remove)
+
+    def sentences(self) -> list[str]:
+        lines = [f"directory {d.path}" for d in self.make]
+        lines += [f"write {f.path}" for f in self.write]
+        lines += [f"owner or mode of {f.path}" for f in self.attributes]
+        lines += [f"remove {path}" for path in self.remove]
+        return lines
+
+
+def read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as handle:
+            return handle.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except IsADirectoryError:
+        raise TreeError(f"{path} is a directory, but a file is wanted there") from None
+
+
+def write_atomically(file: File) -> None:
+    """Replace the file in one step; a crash leaves the old one or the new one, never a part."""
+    directory = os.path.dirname(file.path)
+    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".prime-spark-")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(file.content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.fchown(stream.fileno(), uid_of(file.owner), gid_of(file.group))
+            os.fchmod(stream.fileno(), file.mode)
+        os.rename(temporary, file.path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+class Tree:
+    """The wanted files of one owner, and the record of what was written for it before."""
+
+    def __init__(self, params: dict[str, Any], record_dir: str = RECORD_DIR) -> None:
+        self.name: str = params["name"]
+        self.files = [
+            File(
+                path=os.path.normpath(item["path"]),
+                content=item["content"].encode(),
+                owner=item["owner"],
+                group=item["group"],
+                mode=int(item["mode"], 8),
+                secret=secret,
+            )
+            for key, secret in (("files", False), ("secret_files", True))
+            for item in params[key]
+        ]
+        self.directories = [
+            Directory(
+                path=os.path.normpath(item["path"]),
+                owner=item["owner"],
+                group=item["group"],
+                mode=int(item["mode"], 8),
+                purge=item["purge"],
+            )
+            for item in params["directories"]
+        ]
+        self.validators: list[list[str]] = params["validate"]
+        self.record_path = os.path.join(record_dir, f"{self.name}.json")
+        raw = read(self.record_path)
+        try:
+            self.record: dict[str, Any] = json.loads(raw) if raw else {}
+        except ValueError:
+            self.record = {}
+
+    def fingerprint(self, extra: str = "") -> str:
+        """One hash over everything that the tree's consumers can see."""
+        digest = hashlib.sha256(extra.encode())
+        for file in sorted(self.files, key=lambda f: f.path):
+            line = f"\0{file.path}\0{file.owner}\0{file.group}\0{file.mode:o}\0{file.digest}"
+            digest.update(line.encode())
+        return digest.hexdigest()
+
+    def difference(self) -> Difference:
+        found = Difference()
+        for directory in self.directories:
+            try:
+                status = os.stat(directory.path)
+            except FileNotFoundError:
+                found.make.append(directory)
+                continue
+            if (status.st_mode & 0o7777, status.st_uid, status.st_gid) != (
+                directory.mode,
+                uid_of(directory.owner),
+                gid_of(directory.group),
+            ):
+                found.make.append(directory)
+        for file in self.files:
+            if read(file.path) != file.content or os.path.islink(file.path):
+                found.write.append(file)
+                continue
+            status = os.stat(file.path)
+            if (status.st_mode & 0o7777, status.st_uid, status.st_gid) != (
+                file.mode,
+                uid_of(file.owner),
+                gid_of(file.group),
+            ):
+                found.attributes.append(file)
+        found.remove = self._unwanted()
+        return found
+
+    def _unwanted(self) -> list[str]:
+        wanted = {file.path for file in self.files}
+        kept = {directory.path for directory in self.directories}
+        unwanted = {path for path in self.record.get("files", []) if path not in wanted}
+        for directory in self.directories:
+            if not directory.purge:
+                continue
+            for root, names, leaves in os.walk(directory.path):
+                unwanted.update(
+                    path
+                    for path in (os.path.join(root, leaf) for leaf in leaves)
+                    if path not in wanted
+                )
+                unwanted.update(
+                    path
+                    for path in (os.path.join(root, name) for name in names)
+                    if path not in kept
+                    and not any(want.startswith(path + os.sep) for want in wanted | kept)
+                )
+        return sorted(path for path in unwanted if os.path.lexists(path))
+
+    def diff(self, found: Difference) -> list[dict[str, str]]:
+        """Ansible's diff structure; of a secret only that it differs."""
+        shown = []
+        for file in found.write:
+            if file.secret:
+                shown.append({"header": file.path, "prepared": "(secret: content not shown)\n"})
+                continue
+            before = (read(file.path) or b"").decode(errors="replace")
+            shown.append(
+                {
+                    "before_header": file.path,
+                    "after_header": file.path,
+                    "before": before,
+                    "after": file.content.decode(errors="replace"),
+                }
+            )
+        others = [s for s in found.sentences() if not s.startswith("write ")]
+        if others:
+            shown.append({"header": self.name, "prepared": "\n".join(others) + "\n"})
+        return shown
+
+    def validate(self) -> None:
+        """Run the validators over the complete new tree, before anything on the host changes.
+
+        ``{stage}`` in a validator is a directory under which every file lies at its full path.
+        A validator whose program is not installed yet is left out: the run that installs it comes
+        back here.
+        """
+        if not self.validators:
+            return
+        with tempfile.TemporaryDirectory(prefix="prime-spark-stage-") as stage:
+            for file in self.files:
+                path = stage + file.path
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+                with open(path, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as stream:
+                    stream.write(file.content)
+                os.chmod(path, file.mode)
+            for validator in self.validators:
+                argv = [str(word).replace("{stage}", stage) for word in validator]
+                if shutil.which(argv[0]) is None:
+                    continue
+                done = subprocess.run(argv, capture_output=True, text=True, check=False)
+                if done.returncode != 0:
+                    said = (done.stderr or done.stdout).strip().replace(stage, "")
+                    raise TreeError(
+                        f"the new configuration of {self.name} is not valid; nothing was changed. "
+                        f"`{' '.join(str(w) for w in validator)}` said: {said}"
+                    )
+
+    def apply(self, found: Difference) -> None:
+        for directory in found.make:
+            os.makedirs(directory.path, exist_ok=True)
+            os.chown(directory.path, uid_of(directory.owner), gid_of(directory.group))
+            os.chmod(directory.path, directory.mode)
+        # What is written is recorded first: after a crash in between the files are still ours.
+        known = set(self.record.get("files", []))
+        if known != {file.path for file in self.files}:
+            self.save(files=sorted(known | {file.path for file in self.files}))
+        for file in found.write:
+            os.makedirs(os.path.dirname(file.path), exist_ok=True)
+            write_atomically(file)
+        for file in found.attributes:
+            os.chown(file.path, uid_of(file.owner), gid_of(file.group))
+            os.chmod(file.path, file.mode)
+        for path in sorted(found.remove, reverse=True):
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.rmdir(path)
+            else:
+                os.unlink(path)
+
+    def save(self, **entries: Any) -> None:
+        """Merge entries into the record on the host; an entry of None is dropped."""
+        record = {**self.record, **entries}
+        record = {key: value for key, value in record.items() if value is not None}
+        if record == self.record:
+            return
+        os.makedirs(os.path.dirname(self.record_path), mode=0o755, exist_ok=True)
+        content = json.dumps(record, indent=1, sort_keys=True).encode()
+        write_atomically(File(self.record_path, content, "root", "root", 0o600, False))
+        self.record = record
+
+    def forget(self) -> None:
+        if os.path.exists(self.record_path):
+            os.unlink(self.record_path)

@@ -1,0 +1,239 @@
+#!/usr/bin/python
+"""Ansible module: one Docker Compose project, from its files to healthy containers."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: compose_project
+short_description: Render, validate, pull, start and await one compose project
+description:
+  - Writes the project's directory, validates it with C(docker compose config), brings the
+    containers up when what runs differs from what is wanted, all in one remote run.
+  - What runs is compared by the hash that compose itself keeps on every container. The action
+    plugin adds a hash of C(config/<service>/) to the project's environment as
+    C(CONFIG_HASH_<SERVICE>); put it into a label of the service, and a changed configuration file
+    restarts that service alone.
+  - A project whose containers all run, healthy and as wanted, is left alone.
+options:
+  name:
+    description: Name of the project and of its directory.
+    type: str
+    required: true
+  state:
+    description: V(absent) removes the containers and the files, never volumes or bind-mounted data.
+    type: str
+    choices: [present, absent]
+    default: present
+  directory:
+    description: Directory of the project; set by the action plugin.
+    type: path
+  environment:
+    description: Entries of the project's C(.env) (0600, content hidden).
+    type: dict
+  trees:
+    description: Further trees beside the role's C(templates/stack); see M(config_tree).
+    type: list
+    elements: dict
+  wait_timeout:
+    description: Seconds until every service has to be running and healthy.
+    type: int
+    default: 180
+"""
+
+EXAMPLES = r"""
+- name: Run Redis
+  compose_project:
+    name: redis
+    directories:
+      - {path: /var/lib/prime-spark/redis, owner: "999", group: "999", mode: "0700"}
+"""
+
+RETURN = r"""
+changes:
+  description: One sentence for each change.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_tree import TREE_ARGUMENTS, Tree, TreeError
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    **TREE_ARGUMENTS,
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "directory": {"type": "path", "required": True},
+    "wait_timeout": {"type": "int", "default": 180},
+}
+
+
+class Project:
+    """The compose project as Docker on this host sees it."""
+
+    def __init__(self, name: str, directory: str) -> None:
+        self.name = name
+        self.directory = directory
+
+    def compose(self, *words: str, source: str | None = None, check: bool = True) -> str:
+        """Run ``docker compose``; with ``source`` read the files there instead of the directory."""
+        where = source or self.directory
+        argv = ["docker", "compose", "--project-name", self.name]
+        argv += ["--project-directory", self.directory]
+        argv += ["--file", f"{where}/compose.yml", "--env-file", f"{where}/.env", *words]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+        if check and done.returncode != 0:
+            said = (done.stderr or done.stdout).replace(where, self.directory).strip()
+            raise TreeError(f"`docker compose {' '.join(words)}` of {self.name} failed: {said}")
+        return done.stdout
+
+    def wanted(self, source: str | None = None) -> dict[str, str]:
+        """Service name to the hash of its definition."""
+        lines = self.compose("config", "--hash", "*", source=source).split("\n")
+        return dict(line.split() for line in lines if line.strip())
+
+    def containers(self) -> dict[str, dict[str, str]]:
+        """Service name to hash, state and status of its container."""
+        done = subprocess.run(
+            ["docker", "ps", "--all", "--no-trunc", "--format", "{{json .}}"]
+            + ["--filter", f"label=com.docker.compose.project={self.name}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise TreeError(f"`docker ps` failed: {done.stderr.strip()}")
+        found = {}
+        for line in done.stdout.splitlines():
+            entry = json.loads(line)
+            labels = dict(item.partition("=")[::2] for item in entry["Labels"].split(","))
+            found[labels.get("com.docker.compose.service", entry["Names"])] = {
+                "hash": labels.get("com.docker.compose.config-hash", ""),
+                "state": entry["State"],
+                "status": entry["Status"],
+            }
+        return found
+
+    def differences(self, source: str | None = None) -> list[str]:
+        """Why what runs is not what is wanted, one sentence a service; empty when it is."""
+        wanted = self.wanted(source)
+        running = self.containers()
+        found = []
+        for service, digest in sorted(wanted.items()):
+            container = running.get(service)
+            if container is None:
+                found.append(f"start {service}")
+            elif container["hash"] != digest:
+                found.append(f"recreate {service}: its definition or configuration differs")
+            elif container["state"] != "running":
+                found.append(f"start {service}: it is {container['state']}")
+            elif "(unhealthy)" in container["status"]:
+                found.append(f"restart {service}: it is unhealthy")
+        found += [
+            f"remove {service}: no longer defined" for service in sorted(set(running) - set(wanted))
+        ]
+        return found
+
+    def up(self, wait_timeout: int) -> None:
+        unhealthy = [s for s, c in self.containers().items() if "(unhealthy)" in c["status"]]
+        deadline = time.monotonic() + wait_timeout
+        # Bring up first, wait afterwards: a pull's time is not the start's time.
+        self.compose("up", "--detach", "--remove-orphans", "--quiet-pull")
+        if unhealthy:
+            self.compose("restart", *unhealthy, check=False)
+        while True:
+            waiting = {
+                service: container["status"]
+                for service, container in self.containers().items()
+                if container["state"] != "running"
+                or "(unhealthy)" in container["status"]
+                or "health: starting" in container["status"]
+            }
+            if not waiting:
+                return
+            if time.monotonic() >= deadline:
+                seen = ", ".join(f"{s}: {status}" for s, status in sorted(waiting.items()))
+                logs = self.compose("logs", "--no-color", "--tail", "25", *waiting, check=False)
+                raise TreeError(
+                    f"expected every service of {self.name} to run healthy within "
+                    f"{wait_timeout} s, seen {seen}\n{logs}"
+                )
+            time.sleep(0.5)
+
+
+def stage(tree: Tree, directory: str) -> tempfile.TemporaryDirectory[str]:
+    """The project's files in a private temporary directory, for compose to judge."""
+    staged: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="prime-spark-")
+    for file in tree.files:
+        below = os.path.relpath(file.path, directory)
+        if below.startswith(".."):
+            continue
+        path = os.path.join(staged.name, below)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as stream:
+            stream.write(file.content)
+    return staged
+
+
+def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
+    project = Project(tree.name, module.params["directory"])
+    found = tree.difference()
+    changes = found.sentences()
+    result: dict[str, Any] = {"diff": tree.diff(found)}
+    if shutil.which("docker") is None:
+        if not module.check_mode:
+            raise TreeError("Docker is not installed on this host: run the tag `docker` first")
+        changes.append("deferred: Docker is not installed yet, the project would be started")
+        return {**result, "changed": True, "changes": changes}
+    if found or not os.path.exists(f"{project.directory}/compose.yml"):
+        with stage(tree, project.directory) as source:
+            project.compose("config", "--quiet", source=source)
+            tree.validate()
+            if module.check_mode:
+                changes += project.differences(source)
+                return {**result, "changed": bool(changes), "changes": changes}
+    if not module.check_mode:
+        tree.apply(found)
+    needed = project.differences()
+    if needed and not module.check_mode:
+        project.up(module.params["wait_timeout"])
+    if not module.check_mode:
+        tree.save(files=sorted(file.path for file in tree.files))
+    changes += needed
+    return {**result, "changed": bool(changes), "changes": changes}
+
+
+def absent(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
+    project = Project(tree.name, module.params["directory"])
+    files = [path for path in tree.record.get("files", []) if os.path.lexists(path)]
+    containers = sorted(project.containers()) if shutil.which("docker") else []
+    changes = [f"remove {service}" for service in containers] + [f"remove {f}" for f in files]
+    if changes and not module.check_mode:
+        if containers:
+            project.compose("down", "--remove-orphans")
+        for path in files:
+            os.unlink(path)
+        shutil.rmtree(project.directory, ignore_errors=True)
+        tree.forget()
+    return {"changed": bool(changes), "changes": changes}
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    try:
+        tree = Tree(module.params)
+        result = (present if module.params["state"] == "present" else absent)(module, tree)
+    except (TreeError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+#!/usr/bin/python
+"""Ansible module: what of a host's expected state is true right now."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_health
+short_description: Compare units, containers, mounts and VPN of a host with what should be
+description:
+  - Reads only. Every look has a time limit, so a dead NAS or daemon is reported, not waited for.
+options:
+  units:
+    description: Systemd units that have to be active.
+    type: list
+    elements: str
+    default: []
+  projects:
+    description: Compose projects whose containers have to run, healthy.
+    type: list
+    elements: str
+    default: []
+  mounts:
+    description: Mount points that have to answer with their share mounted.
+    type: list
+    elements: str
+    default: []
+  vpn:
+    description: Whether the host is a VPN peer.
+    type: bool
+    default: false
+  vpn_peers:
+    description: Names of the peers that should have a fresh handshake.
+    type: list
+    elements: str
+    default: []
+"""
+
+RETURN = r"""
+problems:
+  description: One sentence for each thing that is not as it should be.
+  type: list
+  elements: str
+  returned: always
+seen:
+  description: Units, containers and mounts that are well, and the age of the VPN handshakes.
+  type: dict
+  returned: always
+skipped:
+  description: What this host leaves out, and why.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+LIMIT = 15
+# WireGuard makes a new handshake every two minutes while a peer talks.
+HANDSHAKE_LIMIT = 180
+STATUS_FILE = "/run/prime-spark/vpn.json"
+
+
+def output(argv: list[str]) -> tuple[int, str]:
+    """Exit status and output; 124 when it took too long."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return 124, f"no answer within {LIMIT} s"
+    except FileNotFoundError:
+        return 127, f"{argv[0]} is not installed"
+    return done.returncode, (done.stdout or done.stderr).strip()
+
+
+def unit_problems(units: list[str]) -> list[str]:
+    found = []
+    for unit in units:
+        status, said = output(["systemctl", "is-active", unit])
+        if status != 0:
+            found.append(f"unit {unit} is {said or 'unknown'}, expected active")
+    return found
+
+
+def container_state(projects: list[str]) -> tuple[int, list[str], list[str]]:
+    """Number of well containers, problems, and what Docker cannot enforce here."""
+    if not projects:
+        return 0, [], []
+    well, problems = 0, []
+    for project in projects:
+        status, said = output(
+            ["docker", "ps", "--all", "--format", "{{.Names}}\t{{.State}}\t{{.Status}}"]
+            + ["--filter", f"label=com.docker.compose.project={project}"]
+        )
+        lines = [line.split("\t") for line in said.splitlines()] if status == 0 else []
+        if not lines:
+            problems.append(f"project {project} has no container ({said or 'not started'})")
+        for name, state, text in lines:
+            if state == "running" and "unhealthy" not in text and "starting" not in text:
+                well += 1
+            else:
+                problems.append(f"container {name} is {text}, expected running and healthy")
+    skipped = []
+    status, said = output(["docker", "info", "--format", "{{.CPUCfsQuota}} {{.MemoryLimit}}"])
+    if status == 0:
+        quota, memory = said.split()[:2]
+        if quota != "true":
+            skipped.append("containers' CPU limits: the kernel offers no CFS quota to Docker")
+        if memory != "true":
+            skipped.append("containers' memory limits: the host's cgroup has no memory controller")
+    return well, problems, skipped
+
+
+def mount_problems(mounts: list[str]) -> tuple[list[str], list[str]]:
+    well, problems = [], []
+    for path in mounts:
+        # Looking inside triggers the automount; in a process of its own, since it may hang.
+        status, said = output(["ls", path])
+        if status != 0:
+            problems.append(f"{path} does not answer: {said}")
+            continue
+        status, said = output(
+            ["findmnt", "--noheadings", "--output", "FSTYPE", "--mountpoint", path]
+        )
+        kinds = [kind for kind in said.split() if kind != "autofs"]
+        if status != 0 or not kinds:
+            problems.append(f"{path} has no share mounted")
+        else:
+            well.append(f"{path} ({kinds[-1].removeprefix('fuse.')})")
+    return well, problems
+
+
+def vpn_state(peers: list[str]) -> tuple[dict[str, int], list[str]]:
+    """Seconds since the handshake of each peer, and problems."""
+    try:
+        with open(STATUS_FILE, encoding="utf-8") as stream:
+            status = json.load(stream)
+        age = time.time() - os.stat(STATUS_FILE).st_mtime
+    except (OSError, ValueError) as error:
+        return {}, [f"no VPN status: {error}"]
+    problems = [f"the VPN status is {age:.0f} s old: its timer does not run"] if age > 90 else []
+    known = {peer["name"]: int(peer["latest_handshake"] or 0) for peer in status["peers"]}
+    ages = {}
+    for name in peers:
+        if name not in known:
+            problems.append(f"{name} is no VPN peer of this host")
+        elif not known[name]:
+            problems.append(f"no VPN handshake with {name} yet")
+        else:
+            ages[name] = max(0, int(time.time() - known[name]))
+            if ages[name] > HANDSHAKE_LIMIT:
+                problems.append(f"last VPN handshake with {name} {ages[name]} s ago")
+    return ages, problems
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "units": {"type": "list", "elements": "str", "default": []},
+            "projects": {"type": "list", "elements": "str", "default": []},
+            "mounts": {"type": "list", "elements": "str", "default": []},
+            "vpn": {"type": "bool", "default": False},
+            "vpn_peers": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    params: dict[str, Any] = module.params
+    problems = unit_problems(params["units"])
+    seen: dict[str, Any] = {"units": len(params["units"]) - len(problems)}
+    containers, trouble, skipped = container_state(params["projects"])
+    problems += trouble
+    seen["containers"] = containers
+    seen["mounts"], trouble = mount_problems(params["mounts"])
+    problems += trouble
+    seen["handshakes"] = {}
+    if params["vpn"]:
+        seen["handshakes"], trouble = vpn_state(params["vpn_peers"])
+        problems += trouble
+    if shutil.which("systemd-detect-virt"):
+        status, kind = output(["systemd-detect-virt", "--container"])
+        if status == 0:
+            skipped.append(f"kernel settings other than net.*: the host is a container ({kind})")
+    module.exit_json(changed=False, problems=problems, seen=seen, skipped=skipped)
+
+
+if __name__ == "__main__":
+    main()
