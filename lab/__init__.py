@@ -1,0 +1,1 @@
+"""The lab: the whole fleet on one machine."""
