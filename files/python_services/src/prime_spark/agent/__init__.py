@@ -1,0 +1,1 @@
+"""The Spark agent: so far its health and metrics."""

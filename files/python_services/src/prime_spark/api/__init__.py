@@ -1,0 +1,1 @@
+"""The fleet's HTTP API: so far its health and metrics."""

@@ -1,0 +1,1 @@
+"""Where the fleet keeps what it has to remember."""

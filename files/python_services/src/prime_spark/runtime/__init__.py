@@ -1,0 +1,1 @@
+"""What every service shares at run time: start, stop, health, logs, metrics."""

@@ -1,0 +1,159 @@
+"""What the FastAPI services share: /health, /metrics, request metrics, and running uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Response
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from prime_spark import __version__
+from prime_spark.config import Config, HttpConfig, LogLevel
+from prime_spark.runtime.health import Health
+from prime_spark.runtime.http import listening_socket
+from prime_spark.runtime.service import Service
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+# Past one second too: an SLO of one second cannot be judged by buckets that end there.
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# Anything else a client sends counts as one, so that it cannot make up label values.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_DRAIN_SECONDS = 10
+
+
+class WebConfig(Config, frozen=True):
+    """Configuration of a service that so far only answers over HTTP."""
+
+    http: HttpConfig
+    log_level: LogLevel = "info"
+
+
+class RequestMetrics:
+    """ASGI middleware: counts requests by method, route template and status, and times them.
+
+    The time is until the last byte was handed over. Requests for no route share the endpoint
+    `unmatched`: a scan of random paths must not create series.
+    """
+
+    def __init__(self, app: Application, registry: CollectorRegistry) -> None:
+        self._app = app
+        self._requests = Counter(
+            "fastapi_requests",
+            "HTTP requests answered",
+            ["method", "endpoint", "status"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "fastapi_request_duration_seconds",
+            "Time from the request to the end of the answer",
+            ["method", "endpoint"],
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500  # what the server answers when the application raises
+        started = time.perf_counter()
+
+        async def observe(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observe)
+        finally:
+            endpoint = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+            self._requests.labels(method, endpoint, str(status)).inc()
+            self._seconds.labels(method, endpoint).observe(time.perf_counter() - started)
+
+
+def create_app(title: str, health: Health, registry: CollectorRegistry = REGISTRY) -> FastAPI:
+    """Return an application with /health, /metrics and the request metrics.
+
+    No interactive documentation: its pages load scripts from elsewhere.
+    """
+    app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(RequestMetrics, registry=registry)
+
+    @app.get("/health")
+    async def read_health() -> Response:
+        """Return the state of the service and what it depends on; 503 when it cannot work."""
+        status, body = health.response()
+        return Response(body, status, media_type="application/json")
+
+    @app.get("/metrics", include_in_schema=False)
+    async def read_metrics() -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+async def serve(app: FastAPI, http: HttpConfig, service: Service) -> None:
+    """Serve `app` until the service is told to stop; finish the requests under way first."""
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+        )
+    )
+    listener = listening_socket(http.host, http.port)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    started = asyncio.create_task(server.wait_started())
+    stopping = asyncio.create_task(service.stop.wait())
+    try:
+        await asyncio.wait({serving, started}, return_when=asyncio.FIRST_COMPLETED)
+        if started.done():
+            service.ready(f"listening on {http.host}:{http.port}")
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (started, stopping):
+            task.cancel()
+        server.should_exit = True
+        await serving
+        listener.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it has started, and leaves the signals to `run_service`."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening."""
+        await super().startup(sockets)
+        if self.started:
+            self._listening.set()
+
+    async def wait_started(self) -> None:
+        """Return once requests are answered."""
+        await self._listening.wait()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do not install signal handlers."""
+        yield

@@ -1,0 +1,121 @@
+"""A very small HTTP server for /health and /metrics, for services that need no framework."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
+
+import structlog
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from prime_spark.runtime.health import Health
+
+_log = structlog.get_logger(__name__)
+
+_TIMEOUT_SECONDS = 5.0
+_MAX_HEAD_BYTES = 8192
+_MAX_CONNECTIONS = 32
+_IP_FREEBIND = 15  # Linux; not in the socket module
+
+Answer = tuple[int, str, bytes]
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Return a TCP socket listening on an address that may not exist yet.
+
+    IP_FREEBIND lets a service start before the VPN has brought its address up.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET:
+            listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
+
+
+class StatusServer:
+    """Serves GET /health and GET /metrics; one request per connection."""
+
+    def __init__(self, health: Health, registry: CollectorRegistry) -> None:
+        self._routes: dict[str, Callable[[], Answer]] = {
+            "/health": lambda: _health_answer(health),
+            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(registry)),
+        }
+        self._connections = 0
+
+    @contextlib.asynccontextmanager
+    async def listening(self, host: str, port: int) -> AsyncIterator[None]:
+        """Serve on host:port for as long as the context lasts."""
+        server = await asyncio.start_server(
+            self._handle, sock=listening_socket(host, port), limit=_MAX_HEAD_BYTES
+        )
+        _log.info("listening", host=host, port=port)
+        try:
+            yield
+        finally:
+            server.close()
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                if self._connections > _MAX_CONNECTIONS:
+                    answer, with_body = _plain(503, "too many connections"), True
+                else:
+                    answer, with_body = await self._answer(reader)
+                writer.write(_encode(answer, with_body=with_body))
+                await writer.drain()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError):
+            pass  # the client went away or was too slow
+        finally:
+            self._connections -= 1
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader) -> tuple[Answer, bool]:
+        """Read one request head; return the answer and whether its body is sent."""
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _plain(431, "request head too large"), True
+        parts = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+        if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
+            return _plain(400, "not an HTTP/1 request"), True
+        method, target, _ = parts
+        route = self._routes.get(target.split("?", 1)[0])
+        if route is None:
+            return _plain(404, "only /health and /metrics are here"), method != "HEAD"
+        if method not in {"GET", "HEAD"}:
+            return _plain(405, "only GET is allowed"), True
+        return route(), method == "GET"
+
+
+def _health_answer(health: Health) -> Answer:
+    status, body = health.response()
+    return status, "application/json", body
+
+
+def _plain(status: int, text: str) -> Answer:
+    return status, "text/plain; charset=utf-8", text.encode() + b"\n"
+
+
+def _encode(answer: Answer, *, with_body: bool) -> bytes:
+    status, content_type, body = answer
+    allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        f"Content-Type: {content_type}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        f"{allow}Connection: close\r\n\r\n"
+    )
+    return head.encode("latin-1") + (body if with_body else b"")

@@ -1,0 +1,1 @@
+"""Kafka: client options, the ingest consumer, dead letters and cluster administration."""

@@ -1,0 +1,258 @@
+"""prime-spark-ingest: stores the events of Kafka in TimescaleDB, each exactly once.
+
+A batch is read, stored in one transaction, its refused messages are put into the dead-letter
+topic, and only then are its offsets committed. Whatever fails in between is repeated; the primary
+keys of the tables make the repetition harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+
+import asyncpg
+import structlog
+from prometheus_client import REGISTRY
+
+from prime_spark.config import service_main
+from prime_spark.runtime.backoff import Backoff
+from prime_spark.runtime.health import Health
+from prime_spark.runtime.http import StatusServer
+from prime_spark.runtime.logs import configure_logging
+from prime_spark.runtime.service import Service, run_service
+from prime_spark.streaming.batch import Batch
+from prime_spark.streaming.clients import describe
+from prime_spark.streaming.consumer import Consumer, Partition
+from prime_spark.streaming.dead_letters import DeadLetterQueue
+from prime_spark.streaming.metrics import IngestMetrics
+from prime_spark.streaming.producer import KAFKA_ERRORS, Producer
+from prime_spark.streaming.settings import IngestConfig
+from prime_spark.timeseries.connection import DATABASE_ERRORS, describe_database_error
+from prime_spark.timeseries.writer import Writer
+
+_log = structlog.get_logger(__name__)
+
+_PROBE_SECONDS = 5.0
+# aiokafka reconnects by itself; when it has not managed for so long, start over with a new one.
+_GIVE_UP_PROBES = 5
+_MAX_DEAD_LETTER_BYTES = 8 * 1024 * 1024
+
+
+class Ingest:
+    """The ingest loop, and the probes that watch its two servers."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        self._config = config
+        self._event_types = config.topics.event_types()
+        self._consumer = Consumer(
+            config.kafka, list(self._event_types), config.group_id, config.group_instance_id
+        )
+        self._dead_letters = DeadLetterQueue(
+            Producer(
+                config.kafka,
+                f"{config.group_id}-dead-letters",
+                max_request_bytes=_MAX_DEAD_LETTER_BYTES,
+            ),
+            config.dead_letter_topic,
+        )
+        self._writer = Writer(config.database)
+        self._health = Health("ingest")
+        self._health.expect("kafka", essential=True)
+        self._health.expect("database", essential=True)
+        self._health.expect("dead_letters", essential=True)
+        self._health.set("dead_letters", True)
+        self._metrics = IngestMetrics(REGISTRY)
+        self._backoff = Backoff(first=0.2, limit=10.0)
+        self._uncommitted: dict[Partition, int] = {}
+        self._failed_probes = 0
+        self._database_seen = float("-inf")
+
+    async def run(self, service: Service) -> None:
+        """Run until told to stop; what is stored by then is committed."""
+        server = StatusServer(self._health, REGISTRY)
+        http = self._config.http
+        async with server.listening(http.host, http.port), asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._main_loop(service))
+            tasks.create_task(self._watch_kafka(service))
+            service.ready("ingesting")
+
+    async def _main_loop(self, service: Service) -> None:
+        """Consume; after every failure of Kafka start over with a new consumer."""
+        backoff = Backoff(first=0.5, limit=15.0)
+        try:
+            while not service.stop.is_set():
+                service.beat("consume")
+                try:
+                    await self._consumer.connect()
+                    self._kafka_ok()
+                    backoff.reset()
+                    await self._consume(service)
+                except KAFKA_ERRORS as error:
+                    self._kafka_failed(error)
+                    self._uncommitted.clear()  # what follows is read again
+                    await self._consumer.discard()
+                    await service.pause(backoff.next())
+        finally:
+            await self._consumer.discard()
+            await self._dead_letters.discard()
+            await self._writer.discard()
+
+    async def _consume(self, service: Service) -> None:
+        """Read, store, commit, until told to stop; raises one of KAFKA_ERRORS."""
+        batch_config = self._config.batch
+        while not service.stop.is_set():
+            service.beat("consume")
+            if self._failed_probes >= _GIVE_UP_PROBES:
+                raise TimeoutError("the broker does not answer")
+            await self._check_database()
+            records = await self._consumer.poll(
+                batch_config.max_wait_ms / 1000, batch_config.max_records
+            )
+            if records:
+                started = time.monotonic()
+                for record in records:
+                    self._metrics.messages.labels(record.topic).inc()
+                batch = Batch()
+                batch.add(records, self._event_types)
+                if not await self._finish(batch, service):
+                    return
+                self._uncommitted |= batch.offsets
+                await self._commit()
+                self._metrics.batch_seconds.observe(time.monotonic() - started)
+            elif self._uncommitted:
+                await self._commit()
+
+    async def _finish(self, batch: Batch, service: Service) -> bool:
+        """Store all of `batch`, however long it takes; return False when told to stop first.
+
+        While a server is away the partitions are paused and the batch is held.
+        """
+        while True:
+            try:
+                await self._store(batch)
+                await self._bury(batch)
+            except DATABASE_ERRORS as error:
+                await self._database_failed(error)
+            except _DeadLetterError as error:
+                await self._dead_letters_failed(error)
+            else:
+                self._backoff.reset()
+                self._consumer.resume()
+                return True
+            if service.stop.is_set():
+                return False  # not committed: it is read again after the start
+            service.beat("consume")
+            pause = self._backoff.next()
+            extra = await self._consumer.hold(pause)
+            for record in extra:
+                self._metrics.messages.labels(record.topic).inc()
+            batch.add(extra, self._event_types)
+
+    async def _store(self, batch: Batch) -> None:
+        while batch.parts:
+            written = await batch.store(self._writer)
+            self._metrics.count(written)
+            self._database_ok()
+
+    async def _bury(self, batch: Batch) -> None:
+        while batch.dead:
+            letter = batch.dead[0]
+            try:
+                await self._dead_letters.put(letter)
+            except KAFKA_ERRORS as error:
+                raise _DeadLetterError(describe(error)) from error
+            batch.dead.popleft()
+            self._metrics.dead_letters.labels(letter.record.topic).inc()
+            self._health.set("dead_letters", True)
+
+    async def _commit(self) -> None:
+        """Commit what is stored; what Kafka does not take is tried again with the next batch."""
+        if await self._consumer.commit(self._uncommitted):
+            self._uncommitted.clear()
+            self._metrics.last_commit.set_to_current_time()
+        else:
+            self._metrics.retries.labels("commit").inc()
+
+    # -- health -------------------------------------------------------------------------------
+
+    async def _watch_kafka(self, service: Service) -> None:
+        """Measure the lag from time to time, which also shows whether the broker answers."""
+        while not await service.pause(_PROBE_SECONDS):
+            if not self._consumer.joined:
+                continue
+            try:
+                self._metrics.set_lag(await self._consumer.lag())
+            except KAFKA_ERRORS as error:
+                self._kafka_failed(error)
+                self._failed_probes += 1
+            else:
+                self._kafka_ok()
+
+    def _kafka_ok(self) -> None:
+        self._failed_probes = 0
+        if self._health.set("kafka", True):
+            _log.info("kafka reachable")
+
+    def _kafka_failed(self, error: BaseException) -> None:
+        self._metrics.retries.labels("kafka").inc()
+        if self._health.set("kafka", False, describe(error)):
+            _log.warning("kafka unreachable", error=describe(error))
+
+    async def _check_database(self) -> None:
+        """See to it that a database that is away shows even while nothing has to be stored."""
+        if time.monotonic() - self._database_seen < _PROBE_SECONDS:
+            return
+        try:
+            await self._writer.check()
+        except DATABASE_ERRORS as error:
+            await self._database_failed(error)
+            self._database_seen = time.monotonic() - _PROBE_SECONDS / 2
+        else:
+            self._database_ok()
+
+    def _database_ok(self) -> None:
+        self._database_seen = time.monotonic()
+        if self._health.set("database", True):
+            _log.info("database reachable")
+
+    async def _database_failed(self, error: BaseException) -> None:
+        await self._writer.discard()
+        self._metrics.retries.labels("database").inc()
+        detail = describe_database_error(error)
+        if isinstance(error, asyncpg.UndefinedTableError):
+            detail += " (run prime-spark-db migrate)"
+        if self._health.set("database", False, detail):
+            _log.warning("database refuses, holding", error=detail)
+
+    async def _dead_letters_failed(self, error: BaseException) -> None:
+        await self._dead_letters.discard()
+        self._metrics.retries.labels("dead_letters").inc()
+        if self._health.set("dead_letters", False, str(error)):
+            _log.warning("dead-letter topic refuses, holding", error=str(error))
+
+
+class _DeadLetterError(Exception):
+    """A dead letter is not known to be stored."""
+
+
+def run(config: IngestConfig) -> int:
+    """Run ingest; return the exit status."""
+    configure_logging("ingest", config.log_level)
+    return run_service(lambda service: Ingest(config).run(service))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry point."""
+    return service_main(
+        "prime-spark-ingest",
+        "Store the events of Kafka in TimescaleDB, each exactly once.",
+        IngestConfig,
+        run,
+        argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""prime-spark-telemetry: samples the host and ships the samples to Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+from prometheus_client import REGISTRY
+
+from prime_spark.config import fail, service_main
+from prime_spark.events import encode
+from prime_spark.runtime.health import Health
+from prime_spark.runtime.http import StatusServer
+from prime_spark.runtime.logs import configure_logging
+from prime_spark.runtime.service import Service, run_service, within
+from prime_spark.streaming.clients import describe
+from prime_spark.streaming.producer import Producer
+from prime_spark.telemetry.buffer import BufferBusyError, DiskBuffer
+from prime_spark.telemetry.collector import Collector, seconds_to_next_tick
+from prime_spark.telemetry.metrics import TelemetryMetrics
+from prime_spark.telemetry.sender import MAX_BATCH_BYTES, Sender
+from prime_spark.telemetry.settings import TelemetryConfig
+from prime_spark.telemetry.snapshot import Snapshot
+
+_log = structlog.get_logger(__name__)
+
+_SAMPLE_SECONDS = 20.0
+
+
+class TelemetryService:
+    """The collector's tasks: sampling, shipping, the Redis hash, flushing the buffer."""
+
+    def __init__(self, config: TelemetryConfig, buffer: DiskBuffer) -> None:
+        self._config = config
+        self._buffer = buffer
+        self._health = Health("telemetry")
+        self._health.expect("sampling", essential=True, detail="no sample yet")
+        self._health.expect("buffer", essential=True)
+        self._health.expect("kafka", essential=False)
+        self._metrics = TelemetryMetrics(REGISTRY, buffer)
+        self._collector = Collector(config.device_id, config.disk_path)
+        self._sender = Sender(
+            buffer=buffer,
+            producer=Producer(
+                config.kafka,
+                f"prime-spark-telemetry-{config.device_id}",
+                max_batch_bytes=MAX_BATCH_BYTES,
+            ),
+            topic=config.topic,
+            key=config.device_id,
+            health=self._health,
+            metrics=self._metrics,
+        )
+        self._snapshot: Snapshot | None = None
+        if config.redis is not None:
+            self._health.expect("redis", essential=False)
+            self._snapshot = Snapshot(config.redis, self._health, self._metrics)
+        self._dropped = 0
+
+    async def run(self, service: Service) -> None:
+        """Run until told to stop; what could not be shipped stays in the buffer."""
+        sampled_out = asyncio.Event()
+        server = StatusServer(self._health, REGISTRY)
+        http = self._config.http
+        async with server.listening(http.host, http.port), asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._sample(service, sampled_out))
+            tasks.create_task(self._sender.run(service, sampled_out))
+            tasks.create_task(self._flush(service))
+            if self._snapshot is not None:
+                tasks.create_task(self._snapshot.run(service))
+            service.ready(f"sampling every {self._config.interval_seconds:g} s")
+
+    async def _sample(self, service: Service, sampled_out: asyncio.Event) -> None:
+        """Take a sample at each multiple of the interval, on the wall clock."""
+        interval = self._config.interval_seconds
+        try:
+            while not await self._wait_for_tick(service, interval):
+                try:
+                    await within(_SAMPLE_SECONDS, self._take_sample())
+                except TimeoutError as error:  # a disk that hangs, say
+                    self._health.set("sampling", False, str(error))
+        finally:
+            sampled_out.set()
+
+    async def _wait_for_tick(self, service: Service, interval: float) -> bool:
+        """Sleep to the next tick in short steps; return True when the service is stopping."""
+        remaining = seconds_to_next_tick(time.time(), interval)
+        due = time.monotonic() + remaining
+        while (remaining := due - time.monotonic()) > 0:
+            service.beat("sampling")
+            if await service.pause(min(remaining, 30.0)):
+                return True
+        return service.stop.is_set()
+
+    async def _take_sample(self) -> None:
+        with self._metrics.sample_seconds.time():
+            sample = await asyncio.to_thread(self._collector.sample)
+            if sample is None:
+                self._health.set("sampling", False, "no probe gives a value")
+                return
+            await asyncio.to_thread(self._buffer.append, encode(sample))
+        self._metrics.samples.inc()
+        self._metrics.last_sample.set(sample.time.timestamp())
+        self._health.set("sampling", True)
+        self._check_buffer()
+        self._sender.wake()
+        if self._snapshot is not None:
+            self._snapshot.offer(sample)
+
+    def _check_buffer(self) -> None:
+        stats = self._buffer.stats()
+        lost, self._dropped = stats.dropped - self._dropped, stats.dropped
+        detail = f"{stats.records} samples waiting"
+        if lost:
+            detail += f", full: {stats.dropped} lost"
+        if self._health.set("buffer", not lost, detail) and lost:
+            _log.error("buffer full, losing the oldest samples", waiting=stats.records)
+
+    async def _flush(self, service: Service) -> None:
+        """Flush waiting samples to the device from time to time."""
+        while not await service.pause(self._config.buffer.fsync_seconds):
+            try:
+                await asyncio.to_thread(self._buffer.sync)
+            except OSError as error:
+                _log.warning("cannot flush the buffer", error=describe(error))
+
+
+def run(config: TelemetryConfig) -> int:
+    """Run the collector; return the exit status."""
+    configure_logging("telemetry", config.log_level)
+    try:
+        buffer = DiskBuffer(Path(config.buffer.path), config.buffer.max_bytes)
+    except (BufferBusyError, OSError) as error:
+        fail(f"buffer: {error}")
+    try:
+        return run_service(lambda service: TelemetryService(config, buffer).run(service))
+    finally:
+        buffer.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry point."""
+    return service_main(
+        "prime-spark-telemetry",
+        "Sample this host with psutil and ship the samples to Kafka, through a buffer on disk.",
+        TelemetryConfig,
+        run,
+        argv,
+    )

@@ -1,0 +1,1 @@
+"""TimescaleDB: the schema with its migrations, and the writer of events."""

@@ -1,0 +1,91 @@
+"""prime-spark-db: applies the schema migrations of this release."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from prime_spark.config import (
+    Config,
+    ConfigError,
+    DatabaseConfig,
+    PositiveSeconds,
+    argument_parser,
+    config_from_arguments,
+)
+from prime_spark.timeseries.connection import (
+    DATABASE_ERRORS,
+    connect,
+    describe_database_error,
+)
+from prime_spark.timeseries.migrate import (
+    MigrationError,
+    Result,
+    migrate,
+    packaged_migrations,
+    status,
+)
+
+
+class DbConfig(Config, frozen=True):
+    """Configuration of prime-spark-db. The user has to own the database."""
+
+    database: DatabaseConfig
+    wait_seconds: PositiveSeconds = 30.0
+
+
+async def _run(config: DbConfig, command: str, *, check: bool) -> Result:
+    connection = await _connect_patiently(config)
+    try:
+        migrations = packaged_migrations()
+        if command == "status":
+            return await status(connection, migrations)
+        # Someone else's migration may take its time, but not for ever.
+        await connection.execute(f"SET lock_timeout = '{int(config.wait_seconds * 1000)}ms'")
+        return await migrate(connection, migrations, check=check)
+    finally:
+        await connection.close(timeout=5)
+
+
+async def _connect_patiently(config: DbConfig) -> Any:
+    """Connect, waiting for a database that is still starting."""
+    deadline = time.monotonic() + config.wait_seconds
+    while True:
+        try:
+            return await connect(config.database, "prime-spark-db")
+        except (OSError, TimeoutError, asyncpg.CannotConnectNowError):
+            if time.monotonic() >= deadline:
+                raise
+            await asyncio.sleep(0.5)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry point."""
+    parser = argument_parser("prime-spark-db", "Apply the schema migrations of this release.")
+    parser.add_argument("command", choices=["migrate", "status"], nargs="?", default="status")
+    parser.add_argument(
+        "--check", action="store_true", help="say what `migrate` would do, change nothing"
+    )
+    arguments = parser.parse_args(argv)
+    config = config_from_arguments(arguments, DbConfig)
+    try:
+        result = asyncio.run(_run(config, arguments.command, check=arguments.check))
+    except (MigrationError, ConfigError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except DATABASE_ERRORS as error:
+        place = f"{config.database.host}:{config.database.port}"
+        sys.stderr.write(f"error: database {place}: {describe_database_error(error)}\n")
+        return 1
+    sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

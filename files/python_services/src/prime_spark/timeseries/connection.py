@@ -1,0 +1,52 @@
+"""Connections to PostgreSQL, and what their errors mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+
+from prime_spark.config import DatabaseConfig, read_credential
+
+# SQLSTATE classes: data exception, integrity violation, program limit exceeded (a key too long
+# for an index, say). The row is to blame; the same row will fail again.
+_DATA_CLASSES = ("22", "23", "54")
+_CONNECT_SECONDS = 10.0
+
+# What any use of a connection may raise.
+DATABASE_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
+
+async def connect(config: DatabaseConfig, application: str, **options: Any) -> Any:
+    """Return an asyncpg connection; raises OSError, TimeoutError or asyncpg.PostgresError."""
+    return await asyncpg.connect(
+        host=config.host,
+        port=config.port,
+        database=config.name,
+        user=config.username,
+        password=read_credential(config.credential),
+        timeout=_CONNECT_SECONDS,
+        server_settings={"application_name": application, "timezone": "UTC"},
+        **options,
+    )
+
+
+def is_data_error(error: BaseException) -> bool:
+    """Return whether the values are to blame, so that trying again cannot help."""
+    if isinstance(error, asyncpg.PostgresError):
+        return str(error.sqlstate or "")[:2] in _DATA_CLASSES
+    # Raised by asyncpg's encoders, before anything is sent.
+    return isinstance(error, OverflowError | TypeError | ValueError)
+
+
+def describe_database_error(error: BaseException) -> str:
+    """Return one line: SQLSTATE (where there is one) and message, without the row's values."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    state = getattr(error, "sqlstate", None)
+    return f"{state}: {text}" if state else text
