@@ -1,0 +1,76 @@
+# Prime Spark. `make` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+PY := $(VENV)/bin/python
+LAB := $(PY) -m lab
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help demo site test check test-services test-fleet test-lab lab-up lab-down lab-destroy \
+        lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools bench-converge secrets lock
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/.ready: requirements/uv.txt requirements/dev.txt files/python_services/pyproject.toml tools/bootstrap
+	@tools/bootstrap
+
+demo: lab-up ## The whole fleet as real hosts on this machine, provisioned by site.yml
+	ansible-playbook site.yml
+
+site: $(VENV)/.ready ## Run site.yml on the lab, ARGS="--tags wireguard --limit primecore1"
+	ansible-playbook site.yml $(ARGS)
+
+test: check test-services test-fleet test-lab ## Everything: what CI runs
+
+check: $(VENV)/.ready ## Lint, types and unit tests; no servers, no root
+	tools/check
+
+test-services: $(VENV)/.ready lab-tools ## The Python services against real Kafka, TimescaleDB and Redis
+	$(PY) -m lab.images
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) -m pytest -q tests/services
+
+test-fleet: lab-up ## The lab: site.yml from bare hosts, again for idempotence, then testinfra
+	molecule test -s default --destroy=never
+
+test-lab: lab-up ## The lab itself: nothing leaks, nothing of the machine changes, it survives kill -9
+	$(PY) -m pytest -q tests/lab
+
+lab-tools:
+	@lab/install-tools
+
+lab-up: $(VENV)/.ready lab-tools ## Boot the lab's five hosts (bare at first)
+	@$(LAB) up
+
+lab-down: $(VENV)/.ready ## Stop the lab, keep its disks
+	@$(LAB) down
+
+lab-destroy: $(VENV)/.ready ## Stop the lab and remove its disks and secrets, keep the image cache
+	@$(LAB) destroy
+
+lab-status: $(VENV)/.ready ## The lab's hosts in a table
+	@$(LAB) status
+
+lab-ssh: $(VENV)/.ready ## Log in to a host: make lab-ssh HOST=primecore1
+	@$(LAB) ssh $(HOST)
+
+lab-console: $(VENV)/.ready ## A host's console: make lab-console HOST=primecore1
+	@$(LAB) console $(HOST)
+
+lab-reboot: $(VENV)/.ready ## Reboot a host: make lab-reboot HOST=primecore1
+	@$(LAB) reboot $(HOST)
+
+lab-cut: $(VENV)/.ready ## Cut a host off the network: make lab-cut HOST=primecore1
+	@$(LAB) cut $(HOST)
+
+lab-heal: $(VENV)/.ready ## Undo lab-cut
+	@$(LAB) heal $(HOST)
+
+bench-converge: $(VENV)/.ready ## Second run of site.yml on the lab: changes, seconds, remote module runs
+	$(PY) tools/bench_converge.py
+
+secrets: $(VENV)/.ready ## Make the secrets an inventory lacks: make secrets INVENTORY=inventories/production
+	$(PY) tools/make_secrets.py --inventory $(or $(INVENTORY),inventories/lab)
+
+lock: $(VENV)/.ready ## Lock the controller's and the services' dependencies anew
+	tools/lock

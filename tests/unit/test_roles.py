@@ -1,0 +1,63 @@
+"""The contract of a role: every input is specified, and defaults and specification agree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text()) if path.exists() else {}
+
+
+def options(role: str) -> dict[str, dict[str, Any]]:
+    found = load(ROOT / "roles" / role / "meta" / "argument_specs.yml")
+    return dict(found["argument_specs"]["main"].get("options") or {})
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_and_specification_have_the_same_keys(role: str) -> None:
+    defaults = set(load(ROOT / "roles" / role / "defaults" / "main.yml") or {})
+    specified = options(role)
+    required = {name for name, option in specified.items() if option.get("required")}
+    assert defaults == set(specified) - required
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_option_has_type_and_description(role: str) -> None:
+    for name, option in options(role).items():
+        assert option.get("type"), f"{name} has no type"
+        assert option.get("description"), f"{name} has no description"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_variables_carry_the_name_of_their_role(role: str) -> None:
+    internal = set(load(ROOT / "roles" / role / "vars" / "main.yml") or {})
+    assert all(name.startswith(f"{role}_") for name in options(role))
+    assert all(name.startswith(f"__{role}_") for name in internal)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_default_of_a_secret_is_in_the_vault(role: str) -> None:
+    for name, value in (load(ROOT / "roles" / role / "defaults" / "main.yml") or {}).items():
+        if re.search(r"(password|seed|token|secret)$", name):
+            assert "vault_" in str(value), f"{name} has a default that is not the vault's"
+
+
+def test_every_secret_that_roles_use_is_made_by_make_secrets() -> None:
+    used: set[str] = set()
+    for path in [
+        *ROOT.glob("roles/*/defaults/main.yml"),
+        *ROOT.glob("inventories/*/group_vars/**/*.yml"),
+    ]:
+        if path.name != "vault.yml":
+            used |= set(re.findall(r"\bvault_\w+", path.read_text()))
+    made = re.findall(r'"(vault_\w+)"', (ROOT / "tools" / "make_secrets.py").read_text())
+    assert used == set(made)

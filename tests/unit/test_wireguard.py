@@ -1,0 +1,368 @@
+"""WireGuard: keys, the plan against what runs, peers out of an inventory."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ansible.module_utils
+import pytest
+from ansible.errors import AnsibleFilterError
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+ROOT = Path(__file__).parents[2]
+UTILS = str(ROOT / "plugins" / "module_utils")
+if UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(UTILS)
+
+
+def load(path: str) -> ModuleType:
+    name = f"plugin_under_test_{Path(path).parent.name}_{Path(path).stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "plugins" / path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+from ansible.module_utils import prime_spark_wireguard as wg  # type: ignore  # noqa: E402
+
+interface = load("modules/wireguard_interface.py")
+health = load("modules/wireguard_health.py")
+filters = load("filter/wireguard.py")
+
+SEED = "s" * 40
+PRIVATE = base64.b64encode(bytes(range(32))).decode()
+PUBLIC = wg.public_key_of(PRIVATE)
+
+
+def key(number: int) -> str:
+    return base64.b64encode(bytes([number]) * 32).decode()
+
+
+def peer(number: int, **changes: Any) -> Any:
+    made = wg.Peer(
+        name=f"spoke{number}",
+        address=f"10.90.8.{number}",
+        public_key=key(number),
+        preshared_key=key(100 + number),
+        allowed_ips=(f"10.90.8.{number}/32",),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def config(**changes: Any) -> Any:
+    made = wg.Config("wg0", "10.90.8.2/24", 51820, 1420, PRIVATE, True, (peer(3), peer(4)))
+    return dataclasses.replace(made, **changes)
+
+
+def running(of: Any) -> Any:
+    """The interface as it runs after the configuration was applied."""
+    lines = [f"{of.private_key}\t{wg.public_key_of(of.private_key)}\t{of.listen_port}\toff"]
+    for p in of.peers:
+        allowed = ",".join(p.allowed_ips)
+        endpoint = p.endpoint or "(none)"
+        fields = [p.public_key, p.preshared_key, endpoint, allowed, "0", "1", "2"]
+        lines.append("\t".join([*fields, str(p.keepalive or "off")]))
+    return wg.parse_dump("\n".join(lines) + "\n")
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    seen = {"addresses": ["10.90.8.2/24"], "mtu": 1420, "active": True, "forwarding": True}
+    return seen | changes
+
+
+def plan(wanted: Any, before: Any, **changes: Any) -> Any:
+    interface_digest, peers_digest = wg.sections(before.text())
+    return interface.make_plan(
+        wanted,
+        changes.pop("text", before.text()),
+        changes.pop("applied", {"interface": interface_digest, "peers": peers_digest}),
+        changes.pop("running", running(before)),
+        facts(**changes),
+    )
+
+
+# Keys
+
+
+def test_public_keys_are_those_of_an_independent_implementation() -> None:
+    for _ in range(20):
+        private = wg.generate_private_key()
+        raw = base64.b64decode(private)
+        assert raw[0] & 7 == 0 and raw[31] & 192 == 64
+        reference = X25519PrivateKey.from_private_bytes(raw).public_key().public_bytes_raw()
+        assert base64.b64decode(wg.public_key_of(private)) == reference
+
+
+@pytest.mark.parametrize("text", ["", "secret stuff!", base64.b64encode(b"short").decode()])
+def test_a_bad_key_is_refused_without_being_repeated(text: str) -> None:
+    with pytest.raises(wg.WireGuardError) as caught:
+        wg.decode_key(text)
+    assert not text or text not in str(caught.value)
+
+
+# The file
+
+
+def test_no_representation_and_no_mask_shows_a_secret() -> None:
+    secrets = [PRIVATE, key(103), key(104)]
+    shown = [
+        repr(config()),
+        repr(running(config())),
+        config().masked(None),
+        config().masked(config().text()),
+        wg.mask(config().text()),
+        interface.peers_record(config()),
+    ]
+    for text in shown:
+        assert not any(secret in text for secret in secrets)
+    assert all(secret in config().text() for secret in secrets)
+
+
+def test_the_mask_says_which_secret_differs() -> None:
+    before = config().text()
+    after = config(peers=(peer(3, preshared_key=key(9)), peer(4)))
+    assert after.masked(before).count("(hidden, differs)") == 1
+    assert config().masked(before) == wg.mask(before)
+
+
+def test_sections_tell_the_interface_from_the_peers() -> None:
+    base = wg.sections(config().text())
+    peers = wg.sections(config(peers=(peer(3),)).text())
+    port = wg.sections(config(listen_port=1).text())
+    assert (base[0] == peers[0], base[1] == peers[1]) == (True, False)
+    assert (base[0] == port[0], base[1] == port[1]) == (False, True)
+
+
+# The plan
+
+
+def test_nothing_to_do() -> None:
+    assert plan(config(), config()) == interface.Plan("none", [])
+
+
+def test_first_start() -> None:
+    made = plan(config(), config(), running=None, text=None, applied=None)
+    assert made == interface.Plan("start", ["write the configuration", "start wg0"])
+
+
+@pytest.mark.parametrize(
+    ("peers", "sentence"),
+    [
+        ((peer(3), peer(4), peer(5)), "add peer spoke5"),
+        ((peer(3),), f"remove peer {key(4)}"),
+        ((peer(3), peer(4, preshared_key=key(9))), "preshared key of peer spoke4"),
+        ((peer(3), peer(4, allowed_ips=("10.90.8.9/32",))), "allowed addresses of peer spoke4"),
+        ((peer(3), peer(4, keepalive=25)), "keepalive of peer spoke4"),
+    ],
+)
+def test_a_difference_of_peers_never_restarts(peers: Any, sentence: str) -> None:
+    made = plan(config(peers=peers), config())
+    assert made == interface.Plan("sync", ["write the configuration", sentence])
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        config(address="10.90.8.9/24"),
+        config(listen_port=51821),
+        config(mtu=1300),
+        config(forward=False),
+        config(private_key=wg.generate_private_key()),
+    ],
+)
+def test_a_difference_of_the_interface_restarts(wanted: Any) -> None:
+    assert plan(wanted, config()).action == "restart"
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        {"addresses": []},
+        {"mtu": 1400},
+        {"active": False},
+        {"forwarding": False},
+        {"running": running(config(listen_port=4))},
+    ],
+)
+def test_what_runs_counts_not_only_the_file(seen: dict[str, Any]) -> None:
+    assert plan(config(), config(), **seen).action == "restart"
+
+
+def test_a_run_that_died_between_writing_and_applying_is_made_up_for() -> None:
+    old, new = config(), config(peers=(peer(3), peer(4, endpoint="192.0.2.1:1")))
+    interface_digest, peers_digest = wg.sections(old.text())
+    applied = {"interface": interface_digest, "peers": peers_digest}
+    made = plan(new, new, applied=applied)
+    assert made == interface.Plan("sync", ["set the peers again"])
+    hooks = config(forward=False)
+    assert plan(hooks, hooks, applied=applied).action == "restart"
+
+
+def test_after_a_boot_the_file_is_what_runs() -> None:
+    assert plan(config(), config(), applied=None).action == "none"
+
+
+def test_a_peer_that_moved_is_left_alone() -> None:
+    wanted = config(peers=(peer(3, endpoint="198.51.100.1:1"),))
+    moved = running(config(peers=(peer(3, endpoint="198.51.100.9:9"),)))
+    assert plan(wanted, wanted, running=moved).action == "none"
+
+
+# Peers of a host
+
+
+def given(name: str, **changes: Any) -> dict[str, Any]:
+    made = {
+        "name": name,
+        "address": "10.90.8.3",
+        "public_key": "",
+        "preshared_key": key(1),
+        "allowed_ips": ["10.90.8.3/32"],
+        "endpoint": "",
+        "keepalive": 0,
+    }
+    return made | changes
+
+
+def test_an_unreachable_peer_keeps_its_known_key_and_a_new_one_waits() -> None:
+    peers, deferred = interface.wanted_peers(
+        [given("old"), given("new"), given("told", public_key=key(8))],
+        {"old": {"public_key": key(7)}, "left": {"public_key": key(6)}},
+    )
+    assert [(p.name, p.public_key) for p in peers] == [("old", key(7)), ("told", key(8))]
+    assert deferred == ["new"]
+
+
+def test_a_bad_key_names_the_peer() -> None:
+    with pytest.raises(wg.WireGuardError, match="preshared key of peer a: "):
+        interface.wanted_peers([given("a", public_key=key(1), preshared_key="x")], {})
+
+
+# Filters
+
+HOSTS: dict[str, dict[str, Any]] = {
+    "hub": {
+        "wireguard_address": "10.90.8.2",
+        "wireguard_role": "hub",
+        "wireguard_endpoint": "198.51.100.2:51820",
+        "wireguard_lan": "home",
+        "wireguard_lan_endpoint": "10.90.1.10:51820",
+    },
+    "near": {"wireguard_address": "10.90.8.3", "wireguard_lan": "home"},
+    "far": {"wireguard_address": "10.90.8.11"},
+}
+
+
+def fleet(**changes: dict[str, Any]) -> Any:
+    hosts = {name: HOSTS.get(name, {}) | changes.get(name, {}) for name in {**HOSTS, **changes}}
+    return filters.wireguard_fleet(list(hosts), hosts)
+
+
+def peers_of(host: str, **arguments: Any) -> Any:
+    keys = arguments.pop("keys", {"hub": key(1)})
+    return filters.wireguard_peers(fleet(), host, keys, SEED, "10.90.8.0/24", 25, **arguments)
+
+
+def test_a_spoke_has_the_hub_alone() -> None:
+    (hub,) = peers_of("far")
+    assert hub["name"] == "hub" and hub["public_key"] == key(1)
+    assert hub["allowed_ips"] == ["10.90.8.0/24"] and hub["keepalive"] == 25
+    assert hub["endpoint"] == "198.51.100.2:51820"
+    assert peers_of("near")[0]["endpoint"] == "10.90.1.10:51820"
+
+
+def test_the_hub_has_everybody_and_each_only_by_its_own_address() -> None:
+    assert [(p["name"], p["allowed_ips"]) for p in peers_of("hub")] == [
+        ("far", ["10.90.8.11/32"]),
+        ("near", ["10.90.8.3/32"]),
+    ]
+
+
+def test_both_ends_derive_the_same_key_and_no_two_pairs_share_one() -> None:
+    pairs = {p["name"]: p["preshared_key"] for p in peers_of("hub")}
+    assert pairs["far"] == peers_of("far")[0]["preshared_key"]
+    assert len({*pairs.values(), filters.wireguard_psk("t" * 40, "hub", "far")}) == 3
+    assert len(base64.b64decode(pairs["far"])) == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hub": {"wireguard_role": "spoke"}}, "exactly one host to be the hub, got none"),
+        ({"far": {"wireguard_role": "hub"}}, "exactly one host"),
+        ({"far": {"wireguard_address": "10.90.8.300"}}, "far: wireguard_address"),
+        ({"far": {"wireguard_address": "10.90.8.3"}}, "is that of far and of near"),
+        ({"hub": {"wireguard_endpoint": ""}}, "hub: wireguard_endpoint is empty"),
+        ({"other": {}}, "other: wireguard_address is ''"),
+    ],
+)
+def test_a_vpn_that_cannot_work_is_refused(changes: Any, sentence: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=sentence):
+        fleet(**changes)
+
+
+def test_an_address_outside_of_the_network_is_refused() -> None:
+    with pytest.raises(AnsibleFilterError, match="expected one within"):
+        filters.wireguard_peers(fleet(), "far", {}, SEED, "10.91.0.0/24", 25)
+
+
+def test_a_short_seed_is_refused_without_being_shown() -> None:
+    with pytest.raises(AnsibleFilterError) as caught:
+        filters.wireguard_psk("hunter2", "a", "b")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_host_that_left_is_no_peer() -> None:
+    left = fleet(far={"wireguard_state": "absent"})
+    assert filters.wireguard_neighbours(left, "hub") == ["near"]
+    assert filters.wireguard_neighbours(left, "far") == []
+
+
+def test_keys_come_from_the_run_and_from_reading() -> None:
+    hostvars = {"a": {"__wireguard_key": {"public_key": "A"}}, "b": {}, "c": {}}
+    read = [{"item": "b", "public_key": "B"}, {"item": "c", "unreachable": True}]
+    assert filters.wireguard_keys(["a", "b", "c"], hostvars, read) == {"a": "A", "b": "B"}
+
+
+def test_only_names_are_looked_up_again() -> None:
+    endpoints = ["", "198.51.100.2:51820", "[2001:db8::1]:51820", "home.example.org:51820"]
+    assert filters.wireguard_names(endpoints) == ["home.example.org:51820"]
+
+
+def test_when_the_check_waits_for_a_later_run() -> None:
+    def defer(read: list[Any], run: list[str], still: list[str]) -> Any:
+        return filters.wireguard_defer("far", "hub", key(5), run, still, read)
+
+    assert defer([], ["far", "hub"], ["far", "hub"]) == ""
+    assert "failed in this run" in defer([], ["far", "hub"], ["far"])
+    gone = [{"item": "hub", "unreachable": True}]
+    assert "could not be reached" in defer(gone, ["far"], ["far"])
+    old = [{"item": "hub", "public_key": "H", "known_peers": {"far": key(4)}}]
+    assert "does not know this host" in defer(old, ["far"], ["far"])
+    good = [{"item": "hub", "public_key": "H", "known_peers": {"far": key(5)}}]
+    assert defer(good, ["far"], ["far"]) == ""
+    assert filters.wireguard_defer("hub", "hub", "", [], [], []) == ""
+
+
+# The check
+
+
+def test_the_echo_request_has_a_right_checksum() -> None:
+    assert health.checksum(health.echo_request(4711, 1)) == 0
+
+
+def test_a_stale_or_broken_status_is_a_problem(tmp_path: Path) -> None:
+    status = tmp_path / "vpn.json"
+    assert "expected" in health.status_problem(str(status))
+    status.write_text('{"time": 1}')
+    assert "at most 60 s old" in health.status_problem(str(status))
+    status.write_text('{"time": 99999999999}')
+    assert health.status_problem(str(status)) == ""
