@@ -28,6 +28,7 @@ check: $(VENV)/.ready ## Lint, types and unit tests; no servers, no root
 
 test-services: $(VENV)/.ready lab-tools ## The Python services against real Kafka, TimescaleDB and Redis
 	$(PY) -m lab.images
+	$(PY) -m pytest -q tests/images
 	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) -m pytest -q tests/services
 
 test-fleet: lab-up ## The lab: site.yml from bare hosts, again for idempotence, then testinfra

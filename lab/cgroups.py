@@ -18,7 +18,8 @@ from pathlib import Path
 from lab.common import CGROUP_PARENT, RUNTIME, LabError
 from lab.topology import Host
 
-_V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids")
+# systemd's own hierarchy limits nothing, but systemd-nspawn makes cgroups there, too.
+_V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids", "name=systemd")
 _V2_CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "io")
 _PERIOD_US = 100_000
 # Which controllers were enabled for the machine's root by the lab, to be taken back at `down`.

@@ -56,7 +56,9 @@ from lab.topology import GIB, HOSTS, MIB, SUITES, Host
 
 _SSH_SECONDS = 90
 _DOWN_SECONDS = 90
-_MIN_FREE = 6 * GIB
+_MIN_FREE = 8 * GIB
+_MIN_FREE_WITH_DISKS = 2 * GIB
+_RUNTIME_FILES = ("dnsmasq.conf", "lxcfs.pid", "registry.yml")
 SUPERVISOR_LOG = LOGS / "supervisor.log"
 
 
@@ -179,7 +181,7 @@ def _kill(owner: Owner) -> None:
 def _clean_up() -> None:
     """Remove what a lab leaves outside of its namespaces, however it ended."""
     cgroups.remove_all()
-    for path in (SOCKET, OWNER, RUNTIME / "dnsmasq.conf", RUNTIME / "registry.yml"):
+    for path in (SOCKET, OWNER, *(RUNTIME / name for name in _RUNTIME_FILES)):
         path.unlink(missing_ok=True)
 
 
@@ -250,13 +252,13 @@ def up(options: argparse.Namespace) -> int:
     steps = Steps()
     names = options.hosts or list(HOSTS)
     network.check_tools()
-    _check_space()
+    _check_storage()
     with _exclusive(steps):
         _take_over(options.takeover, steps)
         base_names = bases.ensure_bases(SUITES, steps)
         if not options.no_images:
             _images(steps)
-        _secrets(steps)
+            _secrets(steps)
         hosts.make_keys()
         _write_ssh_config()
         if living_owner() is None:
@@ -326,10 +328,17 @@ def _secrets(progress: Progress) -> None:
         run([interpreter, tool, "--inventory", CHECKOUT / "inventories/lab"])
 
 
-def _check_space() -> None:
-    if (free := hosts.free_space(STATE)) < _MIN_FREE:
+def _check_storage() -> None:
+    existing = next(path for path in (STATE, *STATE.parents) if path.exists())
+    if run(["stat", "-f", "-c", "%T", existing]).stdout.strip() == "overlayfs":
         raise LabError(
-            f"{STATE} has {free / GIB:.1f} GiB free, the lab needs {_MIN_FREE / GIB:.0f}: make "
+            f"{STATE} lies on overlayfs (the root of a container?), which cannot carry the hosts' "
+            "disks: mount a volume there, or point PRIME_SPARK_LAB_DIR to another file system"
+        )
+    needed = _MIN_FREE_WITH_DISKS if DISKS.exists() else _MIN_FREE
+    if (free := hosts.free_space(STATE)) < needed:
+        raise LabError(
+            f"{STATE} has {free / GIB:.1f} GiB free, the lab needs {needed / GIB:.0f}: make "
             "room, or point PRIME_SPARK_LAB_DIR to another disk"
         )
 
@@ -518,7 +527,11 @@ def _parser() -> argparse.ArgumentParser:
     command = add(up)
     command.add_argument("hosts", nargs="*", choices=[[], *HOSTS], metavar="HOST")
     command.add_argument("--takeover", action="store_true", help="stop another's lab first")
-    command.add_argument("--no-images", action="store_true", help="do not build container images")
+    command.add_argument(
+        "--no-images",
+        action="store_true",
+        help="only boot: build no images, make no secrets, leave the inventory as it is",
+    )
     for function in (down, destroy):
         command = add(function)
         command.add_argument("--takeover", action="store_true", help="also another checkout's lab")

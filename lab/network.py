@@ -13,6 +13,7 @@ machine's own namespace gets no interface, no route and no rule. Three things ke
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ from lab.topology import (
 )
 
 TAP = "tap0"
+_TOOLS = (
+    *("dnsmasq", "docker-registry", "ip", "mmdebstrap", "nc", "nft", "nsenter", "setpriv"),
+    *("slirp4netns", "ssh", "ssh-keygen", "systemd-nspawn", "unshare"),
+)
 _RULE_CONNECTED = 32000
 _RULE_EXCEPTION = 32001
 _RULE_UNREACHABLE = 32010
@@ -398,7 +403,10 @@ def log_path(service: str) -> Path:
 
 
 def check_tools() -> None:
-    """Fail early, with the remedy, when the kernel or the machine lacks something."""
+    """Fail early, with the remedy, when the machine lacks something."""
+    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise LabError(f"not installed: {', '.join(missing)}; run lab/install-tools")
     if not Path("/dev/net/tun").exists():
         raise LabError(
             "/dev/net/tun is missing: `modprobe tun` (the way out and WireGuard need it)"

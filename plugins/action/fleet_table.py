@@ -77,9 +77,8 @@ class ActionModule(ActionBase):
         lines += [f"skipped  {what} [{', '.join(hosts)}]" for what, hosts in skipped.items()]
         lines += [f"WRONG    {sentence}" for sentence in problems] or ["all well"]
         self._display.display("\n".join(lines) + "\n")
-        result.update(changed=False, rows=rows, problems=problems)
+        result.update(changed=False)
         if problems:
-            result.update(
-                failed=True, msg=f"{len(problems)} thing(s) wrong: " + "; ".join(problems)
-            )
+            things = "1 thing is" if len(problems) == 1 else f"{len(problems)} things are"
+            result.update(failed=True, msg=f"{things} wrong, see the lines above")
         return result

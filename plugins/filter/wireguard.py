@@ -186,6 +186,20 @@ def wireguard_defer(
     return ""
 
 
+def wireguard_waiting(deferred: list[str], read: list[Mapping[str, Any]]) -> list[str]:
+    """One sentence for each peer that a later run has to catch up on."""
+    sentences = [
+        f"deferred: no public key of {name} is known yet, run this host again "
+        "once the tag wireguard has run there"
+        for name in deferred
+    ]
+    for result in read:
+        name = result.get("item")
+        if not result.get("public_key") and name not in deferred:
+            sentences.append(f"deferred: {name} could not be read, the key known of it stays")
+    return sentences
+
+
 class FilterModule:
     """The filters of the role ``wireguard``."""
 
@@ -200,4 +214,5 @@ class FilterModule:
             "wireguard_neighbours": wireguard_neighbours,
             "wireguard_peers": wireguard_peers,
             "wireguard_psk": wireguard_psk,
+            "wireguard_waiting": wireguard_waiting,
         }

@@ -136,10 +136,13 @@ class Config:
         ]
         if self.forward:
             rule = " ".join(self.forward_rule())
-            # Docker sets the policy of FORWARD to DROP, before or after this interface comes up.
+            # Who turns forwarding on has to see that the host does not become a router for all the
+            # world; Docker does the same, but not where forwarding was on before it came.
+            closed = "grep -q 1 /proc/sys/net/ipv4/ip_forward || iptables -w -P FORWARD DROP"
             # And every packet goes out where it came in, of which the kernel would warn its sender.
             quiet = [f"net.ipv4.conf.{where}.send_redirects=0" for where in ("all", self.name)]
             result += [
+                f"PostUp = {closed}",
                 f"PostUp = sysctl -q -w net.ipv4.ip_forward=1 {' '.join(quiet)}",
                 f"PostUp = iptables -w -C {rule} 2>/dev/null || iptables -w -I {rule}",
                 f"PostDown = iptables -w -D {rule} 2>/dev/null || true",

@@ -26,7 +26,7 @@ options:
     choices: [present, absent]
     default: present
   purge:
-    description: With O(state=absent), remove the private key and the record of peers as well.
+    description: With O(state=absent), remove the private key as well.
     type: bool
     default: false
   private_key_path:
@@ -124,6 +124,8 @@ from ansible.module_utils.prime_spark_wireguard import (
     sections,
     write_private,
 )
+
+STATUS = "/run/prime-spark/vpn.json"
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "default": "wg0"},
@@ -456,21 +458,26 @@ def present(module: AnsibleModule) -> dict[str, Any]:
         "changes": changes,
         "deferred": deferred,
     }
+    shown = []
     if before != text:
-        result["diff"] = {
-            "before_header": host.paths.config,
-            "after_header": host.paths.config,
-            "before": mask(before or ""),
-            "after": config.masked(before),
-        }
-    return result
+        shown.append(
+            {
+                "before_header": host.paths.config,
+                "after_header": host.paths.config,
+                "before": mask(before or ""),
+                "after": config.masked(before),
+            }
+        )
+    if changes:
+        shown.append({"header": host.name, "prepared": "\n".join(changes) + "\n"})
+    return {**result, "diff": shown}
 
 
 def absent(module: AnsibleModule) -> dict[str, Any]:
     host = Host(module)
-    paths = [host.paths.config, host.paths.applied]
+    paths = [host.paths.config, host.paths.peers, host.paths.applied, STATUS]
     if module.params["purge"]:
-        paths += [module.params["private_key_path"], host.paths.peers]
+        paths.append(module.params["private_key_path"])
     paths = [path for path in paths if os.path.exists(path)]
     up = os.path.exists(f"/sys/class/net/{host.name}")
     enabled = host.unit_property("UnitFileState") == "enabled"

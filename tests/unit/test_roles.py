@@ -58,6 +58,7 @@ def test_every_secret_that_roles_use_is_made_by_make_secrets() -> None:
         *ROOT.glob("inventories/*/group_vars/**/*.yml"),
     ]:
         if path.name != "vault.yml":
-            used |= set(re.findall(r"\bvault_\w+", path.read_text()))
+            # One with a fallback is the operator's own: the NAS's password, say, cannot be made up.
+            used |= set(re.findall(r"\b(vault_\w+)\b(?! \| default)", path.read_text()))
     made = re.findall(r'"(vault_\w+)"', (ROOT / "tools" / "make_secrets.py").read_text())
     assert used == set(made)

@@ -141,6 +141,14 @@ def test_sections_tell_the_interface_from_the_peers() -> None:
     assert (base[0] == port[0], base[1] == port[1]) == (False, True)
 
 
+def test_the_hub_forwards_between_its_peers_and_nothing_else() -> None:
+    hooks = [line for line in config().text().splitlines() if line.startswith("Post")]
+    policy, sysctl, rule, _ = hooks
+    assert "iptables -w -P FORWARD DROP" in policy and "ip_forward=1" in sysctl
+    assert "-i wg0 -o wg0 -j ACCEPT" in rule
+    assert "Post" not in config(forward=False).text()
+
+
 # The plan
 
 
@@ -350,6 +358,14 @@ def test_when_the_check_waits_for_a_later_run() -> None:
     good = [{"item": "hub", "public_key": "H", "known_peers": {"far": key(5)}}]
     assert defer(good, ["far"], ["far"]) == ""
     assert filters.wireguard_defer("hub", "hub", "", [], [], []) == ""
+
+
+def test_one_sentence_for_each_peer_that_waits() -> None:
+    read = [{"item": "old"}, {"item": "new"}, {"item": "read", "public_key": "K"}]
+    assert [line.split(",")[0] for line in filters.wireguard_waiting(["new"], read)] == [
+        "deferred: no public key of new is known yet",
+        "deferred: old could not be read",
+    ]
 
 
 # The check

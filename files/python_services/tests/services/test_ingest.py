@@ -93,6 +93,7 @@ def path(kafka: KafkaServer, postgres: PostgresServer, tmp_path: Path) -> Pipeli
         "topics": dict(zip(("telemetry", "inference", "api_events"), names, strict=True)),
         "dead_letter_topic": f"{prefix}.dlq",
         "database": database_config(postgres, prefix, "prime_spark_ingest"),
+        "session_timeout_ms": 6000,
         "batch": {"max_records": 200, "max_wait_ms": 100},
         "http": {"host": "127.0.0.1", "port": free_port()},
     }
@@ -270,13 +271,13 @@ def test_poison_goes_to_the_dead_letter_topic(path: Pipeline) -> None:
         ((body % ("h\\u0000", '"cpu_percent":1', "")).encode(), "regex"),
         ((body % ("h", '"cpu_percent":1', ',"metadata":{"a":"\\u0000"}')).encode(), "NUL"),
         ((body % ("h", '"cpu_percent":1', ',"metadata":{"\\u0000":1}')).encode(), "NUL"),
-        ((body % ("h", '"cpu_percent":1', ',"metadata":{"a":"\\ud800"}')).encode(), "surrogate"),
+        ((body % ("h", '"cpu_percent":1', ',"metadata":{"a":"\\ud800"}')).encode(), "truncated"),
         ((body % ("h", '"cpu_percent":1', "")).replace("2026-03-01T00:00:00Z", future).encode(),
          "more than an hour in the future"),
         ((body % ("h", '"cpu_percent":1', "")).replace("2026", "9999").encode(), "future"),
         ((body % ("h", '"cpu_percent":1', "")).replace(
             "2026-03-01T00:00:00Z", "0001-01-01T00:00:00+14:00").encode(), "calendar"),
-        ((body % ("h", '"cpu_percent":1', "")).replace("00Z", "00").encode(), "RFC3339"),
+        ((body % ("h", '"cpu_percent":1', "")).replace("00Z", "00").encode(), "timezone"),
         ((body % ("h", '"cpu_percent":1', ',"metadata":{"a":"%s"}' % ("x" * 70_000))).encode(),
          "more than the 65536 allowed"),
         (sample(999_999, "h", cpu_percent=2e6, memory_percent=1.0), "23514"),

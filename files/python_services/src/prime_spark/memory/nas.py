@@ -57,84 +57,91 @@ class NASStorage:
         NASKeyError, NASUnavailableError, NASError (full, read-only), or TypeError for an object
         that JSON cannot express.
         """
-        path = self._path(key)
+        name = _checked(key)
         if isinstance(obj, bytes | bytearray | memoryview):
-            data, target, other = bytes(obj), path, _json_path(path)
+            data, target, other = bytes(obj), name, name + _JSON_SUFFIX
         else:
-            data, target, other = msgspec.json.encode(obj), _json_path(path), path
-        with self._answering():
-            self._require_mount()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _replace(target, data)
-            other.unlink(missing_ok=True)  # the key held the other kind before
+            data, target, other = msgspec.json.encode(obj), name + _JSON_SUFFIX, name
+        with self._share() as root:
+            (root / target).parent.mkdir(parents=True, exist_ok=True)
+            _replace(root / target, data)
+            (root / other).unlink(missing_ok=True)  # the key held the other kind before
 
     def retrieve(self, key: str) -> object:
         """Return the object stored under `key`: bytes, or what its JSON says.
 
         Raises NASNotFoundError when there is none; else as `store`.
         """
-        path = self._path(key)
-        with self._answering():
-            self._require_mount()
-            for candidate in (path, _json_path(path)):
+        name = _checked(key)
+        with self._share() as root:
+            for candidate in (name, name + _JSON_SUFFIX):
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                    data = candidate.read_bytes()
-                    return data if candidate is path else _decode(key, data)
+                    data = (root / candidate).read_bytes()
+                    return data if candidate == name else _decode(key, data)
         raise NASNotFoundError(f"no object {key!r} on the NAS")
 
     def delete(self, key: str) -> None:
         """Remove the object under `key`; raises NASNotFoundError when there is none."""
-        path = self._path(key)
+        name = _checked(key)
         removed = False
-        with self._answering():
-            self._require_mount()
-            for candidate in (path, _json_path(path)):
+        with self._share() as root:
+            for candidate in (name, name + _JSON_SUFFIX):
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                    candidate.unlink()
+                    (root / candidate).unlink()
                     removed = True
         if not removed:
             raise NASNotFoundError(f"no object {key!r} on the NAS")
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return the keys that start with `prefix`, sorted."""
-        with self._answering():
-            self._require_mount()
-            return sorted(key for key in self._walk() if key.startswith(prefix))
-
-    def _walk(self) -> Iterator[str]:
-        for folder, folders, files in os.walk(self._root, onerror=_raise):
-            folders[:] = [name for name in folders if _NAME.fullmatch(name)]
-            for name in files:
-                if _NAME.fullmatch(name):
-                    key = (Path(folder) / name).relative_to(self._root).as_posix()
-                    yield key.removesuffix(_JSON_SUFFIX)
-
-    def _path(self, key: str) -> Path:
-        names = key.split("/")
-        if len(key) > _MAX_KEY_CHARS or not all(_NAME.fullmatch(name) for name in names):
-            raise NASKeyError(
-                f"key {key[:80]!r} is not allowed: names of letters, digits, space, _ . - "
-                "(not first a dot, space or dash), separated by /"
-            )
-        if key.endswith(_JSON_SUFFIX):
-            raise NASKeyError(f"key {key!r} must not end with {_JSON_SUFFIX}, JSON gets it anyway")
-        return self._root.joinpath(*names)
-
-    def _require_mount(self) -> None:
-        if not (self._root / SENTINEL).is_file():
-            raise NASUnavailableError(
-                f"{self._root} does not show the share: {SENTINEL} is missing (not mounted?)"
-            )
+        with self._share() as root:
+            return sorted(key for key in _walk(root) if key.startswith(prefix))
 
     @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Turn what the operating system says into a NASError."""
+    def _share(self) -> Iterator[Path]:
+        """Yield a path to the share that keeps meaning the share, and turn errors into NASError.
+
+        It leads through an open descriptor: when the share is unmounted after the sentinel was
+        seen, what follows fails instead of reaching the disk underneath.
+        """
         try:
-            yield
+            descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NASUnavailableError(f"{self._root} does not exist (not mounted?)") from None
         except OSError as error:
-            if isinstance(error, NASError):
-                raise
+            raise NASUnavailableError(f"{self._root}: {error.strerror}") from error
+        try:
+            root = Path(f"/proc/self/fd/{descriptor}")
+            if not (root / SENTINEL).is_file():
+                raise NASUnavailableError(
+                    f"{self._root} does not show the share: {SENTINEL} is missing (not mounted?)"
+                )
+            yield root
+        except OSError as error:
             raise NASError(f"NAS {self._root}: {error.strerror or error}") from error
+        finally:
+            os.close(descriptor)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root, onerror=_raise):
+        folders[:] = [name for name in folders if _NAME.fullmatch(name)]
+        for name in files:
+            if _NAME.fullmatch(name):
+                key = (Path(folder) / name).relative_to(root).as_posix()
+                yield key.removesuffix(_JSON_SUFFIX)
+
+
+def _checked(key: str) -> str:
+    """Return `key` when it is safe as a relative path."""
+    if len(key) > _MAX_KEY_CHARS or not all(_NAME.fullmatch(name) for name in key.split("/")):
+        raise NASKeyError(
+            f"key {key[:80]!r} is not allowed: names of letters, digits, space, _ . - "
+            "(not first a dot, space or dash), separated by /"
+        )
+    if key.endswith(_JSON_SUFFIX):
+        raise NASKeyError(f"key {key!r} must not end with {_JSON_SUFFIX}, JSON gets it anyway")
+    return key
 
 
 def _replace(target: Path, data: bytes) -> None:
@@ -155,10 +162,6 @@ def _replace(target: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _json_path(path: Path) -> Path:
-    return path.with_name(path.name + _JSON_SUFFIX)
 
 
 def _decode(key: str, data: bytes) -> object:

@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 _START_SECONDS = 60.0
 _CALL_SECONDS = 10.0
 _STOP_SECONDS = 5.0
-_SESSION_MS = 15_000
+_REQUEST_MS = 15_000
 
 
 class Partition(NamedTuple):
@@ -38,13 +38,16 @@ class Consumer:
         self,
         config: KafkaConfig,
         topics: Sequence[str],
+        *,
         group_id: str,
-        group_instance_id: str | None = None,
+        group_instance_id: str | None,
+        session_timeout_ms: int,
     ) -> None:
         self._config = config
         self._topics = tuple(topics)
         self._group_id = group_id
         self._group_instance_id = group_instance_id
+        self._session_timeout_ms = session_timeout_ms
         self._consumer: Any = None
         self._joined = False
 
@@ -64,9 +67,9 @@ class Consumer:
             group_instance_id=self._group_instance_id,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            session_timeout_ms=_SESSION_MS,
-            heartbeat_interval_ms=3_000,
-            request_timeout_ms=_SESSION_MS,
+            session_timeout_ms=self._session_timeout_ms,
+            heartbeat_interval_ms=self._session_timeout_ms // 5,
+            request_timeout_ms=_REQUEST_MS,
         )
         await within(_START_SECONDS, self._consumer.start())
         self._joined = True

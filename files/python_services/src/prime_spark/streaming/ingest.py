@@ -47,7 +47,11 @@ class Ingest:
         self._config = config
         self._event_types = config.topics.event_types()
         self._consumer = Consumer(
-            config.kafka, list(self._event_types), config.group_id, config.group_instance_id
+            config.kafka,
+            list(self._event_types),
+            group_id=config.group_id,
+            group_instance_id=config.group_instance_id,
+            session_timeout_ms=config.session_timeout_ms,
         )
         self._dead_letters = DeadLetterQueue(
             Producer(

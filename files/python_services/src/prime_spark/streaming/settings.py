@@ -45,7 +45,8 @@ class IngestConfig(Config, frozen=True):
     """Configuration of prime-spark-ingest.
 
     `group_instance_id` (unique per process, stable over restarts) lets a restarted ingest take
-    its partitions back at once instead of waiting for its old membership to expire.
+    its partitions back at once instead of waiting for its old membership to expire. Another
+    member takes over the partitions of one that died after `session_timeout_ms`.
     """
 
     kafka: KafkaConfig
@@ -56,6 +57,7 @@ class IngestConfig(Config, frozen=True):
     topics: TopicsConfig = TopicsConfig()
     dead_letter_topic: TopicName = "prime-spark.dlq"
     batch: BatchConfig = BatchConfig()
+    session_timeout_ms: Annotated[int, msgspec.Meta(ge=6_000, le=300_000)] = 15_000
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
 from prometheus_client import REGISTRY
 
 from prime_spark.config import fail, service_main
-from prime_spark.events import encode
+from prime_spark.events import Telemetry, encode
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.http import StatusServer
 from prime_spark.runtime.logs import configure_logging
@@ -27,7 +28,7 @@ from prime_spark.telemetry.snapshot import Snapshot
 
 _log = structlog.get_logger(__name__)
 
-_SAMPLE_SECONDS = 20.0
+_PROBE_SECONDS = 10.0
 
 
 class TelemetryService:
@@ -59,6 +60,9 @@ class TelemetryService:
             self._health.expect("redis", essential=False)
             self._snapshot = Snapshot(config.redis, self._health, self._metrics)
         self._dropped = 0
+        # A thread of its own: a probe that hangs must not use up the threads of the event loop.
+        self._probe_thread = ThreadPoolExecutor(1, "probe")
+        self._probing: asyncio.Future[Telemetry | None] | None = None
 
     async def run(self, service: Service) -> None:
         """Run until told to stop; what could not be shipped stays in the buffer."""
@@ -78,10 +82,7 @@ class TelemetryService:
         interval = self._config.interval_seconds
         try:
             while not await self._wait_for_tick(service, interval):
-                try:
-                    await within(_SAMPLE_SECONDS, self._take_sample())
-                except TimeoutError as error:  # a disk that hangs, say
-                    self._health.set("sampling", False, str(error))
+                await self._take_sample()
         finally:
             sampled_out.set()
 
@@ -96,8 +97,19 @@ class TelemetryService:
         return service.stop.is_set()
 
     async def _take_sample(self) -> None:
+        """Take one sample and buffer it; skip this tick while the last one still hangs."""
+        if self._probing is not None and not self._probing.done():
+            self._health.set("sampling", False, "a probe hangs")
+            return
         with self._metrics.sample_seconds.time():
-            sample = await asyncio.to_thread(self._collector.sample)
+            self._probing = asyncio.get_running_loop().run_in_executor(
+                self._probe_thread, self._collector.sample
+            )
+            try:
+                sample = await within(_PROBE_SECONDS, asyncio.shield(self._probing))
+            except TimeoutError:  # a file system that does not answer, say
+                self._health.set("sampling", False, "a probe hangs")
+                return
             if sample is None:
                 self._health.set("sampling", False, "no probe gives a value")
                 return

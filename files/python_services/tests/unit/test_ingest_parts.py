@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prime_spark.events import Event, Telemetry, encode
+from prime_spark.streaming.batch import Batch
+from prime_spark.streaming.consumer import Partition
+from prime_spark.timeseries.connection import is_data_error
+from prime_spark.timeseries.migrate import Migration, MigrationError, _pending, packaged_migrations
+from prime_spark.timeseries.writer import Written
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+TYPES: dict[str, type[Event]] = {"t": Telemetry}
+
+
+@dataclass
+class Record:
+    """As much of a Kafka record as a batch looks at."""
+
+    offset: int
+    value: bytes | None
+    topic: str = "t"
+    partition: int = 0
+
+
+def record(number: int) -> Record:
+    return Record(number, encode(Telemetry(time=NOW, device_id="h", metrics={"n": float(number)})))
+
+
+@dataclass
+class PickyWriter:
+    """Refuses transactions that contain a bad number, as PostgreSQL refuses bad rows."""
+
+    bad: set[int]
+    stored: list[int] = field(default_factory=list)
+    calls: int = 0
+    transient: set[int] = field(default_factory=set)
+
+    async def write(self, events: Sequence[Event]) -> Written:
+        self.calls += 1
+        if self.calls in self.transient:
+            raise asyncpg.CannotConnectNowError("starting up")
+        numbers = [int(event.metrics["n"]) for event in events if isinstance(event, Telemetry)]
+        if self.bad & set(numbers):
+            raise asyncpg.CheckViolationError("bad row")
+        self.stored += numbers
+        return Written()
+
+
+def store(batch: Batch, writer: Any) -> int:
+    """Store all parts, repeating after transient errors; return how many there were."""
+
+    async def go() -> int:
+        failures = 0
+        while batch.parts:
+            try:
+                await batch.store(writer)
+            except asyncpg.CannotConnectNowError:
+                failures += 1
+        return failures
+
+    return asyncio.run(go())
+
+
+@given(
+    count=st.integers(min_value=1, max_value=60),
+    bad=st.sets(st.integers(min_value=0, max_value=59), max_size=8),
+    transient=st.sets(st.integers(min_value=1, max_value=20), max_size=5),
+)
+def test_bad_rows_cost_no_good_row(count: int, bad: set[int], transient: set[int]) -> None:
+    writer = PickyWriter(bad, transient=transient)
+    batch = Batch()
+    records: list[Any] = [record(number) for number in range(count)]
+    batch.add(records, TYPES, NOW)
+    store(batch, writer)
+    assert writer.stored == [number for number in range(count) if number not in bad]
+    dead = [letter.record.offset for letter in batch.dead]
+    assert dead == sorted(number for number in bad if number < count)
+    assert all("23514: bad row" in letter.reason for letter in batch.dead)
+
+
+def test_bisection_is_logarithmic() -> None:
+    writer = PickyWriter({777})
+    batch = Batch()
+    records: list[Any] = [record(number) for number in range(1024)]
+    batch.add(records, TYPES, NOW)
+    store(batch, writer)
+    assert len(writer.stored) == 1023
+    assert writer.calls <= 2 * 10 + 1
+
+
+def test_offsets_cover_dead_letters_too() -> None:
+    batch = Batch()
+    records: list[Any] = [Record(7, b"bad"), record(5), Record(3, None, partition=1)]
+    batch.add(records, TYPES, NOW)
+    assert batch.offsets == {Partition("t", 0): 8, Partition("t", 1): 4}
+    assert [letter.record.offset for letter in batch.dead] == [7, 3]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (asyncpg.NumericValueOutOfRangeError("x"), True),
+        (asyncpg.CheckViolationError("x"), True),
+        (asyncpg.UntranslatableCharacterError("x"), True),
+        (asyncpg.ProgramLimitExceededError("x"), True),
+        (asyncpg.DataError("x"), True),
+        (OverflowError("x"), True),
+        (asyncpg.SerializationError("x"), False),
+        (asyncpg.DeadlockDetectedError("x"), False),
+        (asyncpg.AdminShutdownError("x"), False),
+        (asyncpg.CannotConnectNowError("x"), False),
+        (asyncpg.DiskFullError("x"), False),
+        (asyncpg.UndefinedTableError("x"), False),
+        (asyncpg.InsufficientPrivilegeError("x"), False),
+        (asyncpg.ReadOnlySQLTransactionError("x"), False),
+        (asyncpg.InternalServerError("x"), False),
+        (asyncpg.ConnectionDoesNotExistError("x"), False),
+        (asyncpg.InterfaceError("x"), False),
+        (ConnectionResetError(), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_whose_fault_an_error_is(error: Exception, expected: bool) -> None:
+    assert is_data_error(error) is expected
+
+
+def test_migration_history() -> None:
+    one, two, three = (Migration(name, f"SELECT '{name}'") for name in ("1", "2", "3"))
+    assert _pending([one, two], {}) == [one, two]
+    assert _pending([one, two], {"1": one.checksum}) == [two]
+    with pytest.raises(MigrationError, match="migration 1 was changed"):
+        _pending([one, two], {"1": "other"})
+    with pytest.raises(MigrationError, match="does not know: 2"):
+        _pending([one], {"1": one.checksum, "2": two.checksum})
+    with pytest.raises(MigrationError, match="2 comes before 3"):
+        _pending([one, two, three], {"1": one.checksum, "3": three.checksum})
+
+
+def test_packaged_migrations_are_in_order() -> None:
+    names = [migration.name for migration in packaged_migrations()]
+    assert names == sorted(names)
+    assert names[0] == "0001_initial"

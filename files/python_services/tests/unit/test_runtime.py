@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from prime_spark.runtime.backoff import Backoff
+from prime_spark.runtime.health import Health
+from prime_spark.runtime.http import StatusServer, listening_socket
+from prime_spark.runtime.notify import Notifier
+from prime_spark.runtime.service import Service, run_service, within
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
+    """A socket like systemd's, and its address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(10)
+        yield str(tmp_path / "notify"), listener
+
+
+def test_notify(systemd: tuple[str, socket.socket]) -> None:
+    address, listener = systemd
+    notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000"})
+    assert notifier.watchdog_seconds == 1.5
+    notifier.ready()
+    notifier.status("two\nlines")
+    notifier.watchdog()
+    notifier.stopping()
+    messages = [listener.recv(100) for _ in range(4)]
+    assert messages == [b"READY=1", b"STATUS=two lines", b"WATCHDOG=1", b"STOPPING=1"]
+
+
+def test_notify_without_systemd() -> None:
+    Notifier({}).ready()
+    Notifier({"NOTIFY_SOCKET": "/nowhere"}).ready()
+    assert Notifier({}).watchdog_seconds is None
+    assert Notifier({"WATCHDOG_USEC": "x"}).watchdog_seconds is None
+    assert Notifier({"WATCHDOG_USEC": "100", "WATCHDOG_PID": "1"}).watchdog_seconds is None
+
+
+def test_notify_abstract_socket() -> None:
+    name = f"prime-spark-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind("\0" + name)
+        listener.settimeout(10)
+        Notifier({"NOTIFY_SOCKET": "@" + name}).ready()
+        assert listener.recv(100) == b"READY=1"
+
+
+def test_backoff_grows_to_its_limit_and_starts_over() -> None:
+    backoff = Backoff(first=1.0, limit=8.0)
+    pauses = [backoff.next() for _ in range(6)]
+    for pause, ceiling in zip(pauses, [1, 2, 4, 8, 8, 8], strict=True):
+        assert ceiling / 2 <= pause <= ceiling
+    backoff.reset()
+    assert backoff.next() <= 1.0
+
+
+def test_health() -> None:
+    health = Health("x")
+    assert health.response()[0] == 200
+    health.expect("kafka", essential=True)
+    health.expect("redis", essential=False)
+    status, body = health.response()
+    assert status == 503
+    assert json.loads(body)["components"]["kafka"]["detail"] == "not yet connected"
+    assert health.set("kafka", True)
+    assert not health.set("kafka", True), "no change"
+    status, body = health.response()
+    assert (status, json.loads(body)["status"]) == (200, "degraded")
+    health.set("redis", True)
+    assert health.status == "ok"
+
+
+def exchange(requests: list[bytes]) -> list[bytes]:
+    """Send each request on a connection of its own; return the raw answers."""
+    registry = CollectorRegistry()
+    Counter("things", "Things", registry=registry).inc(3)
+
+    async def go() -> list[bytes]:
+        answers = []
+        listener = listening_socket("127.0.0.1", 0)
+        port = listener.getsockname()[1]
+        listener.close()
+        async with StatusServer(Health("x"), registry).listening("127.0.0.1", port):
+            for request in requests:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(request)
+                answers.append(await asyncio.wait_for(reader.read(), 10))
+                writer.close()
+        return answers
+
+    return asyncio.run(go())
+
+
+def test_status_server() -> None:
+    answers = exchange(
+        [
+            b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /metrics?x=1 HTTP/1.0\r\n\r\n",
+            b"HEAD /health HTTP/1.1\r\n\r\n",
+            b"POST /health HTTP/1.1\r\n\r\n",
+            b"GET /other HTTP/1.1\r\n\r\n",
+            b"nonsense\r\n\r\n",
+            b"GET /health HTTP/1.1\r\nX: " + b"x" * 10_000 + b"\r\n\r\n",
+        ]
+    )
+    status = [answer.split(b" ", 2)[1] for answer in answers]
+    assert status == [b"200", b"200", b"200", b"405", b"404", b"400", b"431"]
+    assert json.loads(answers[0].split(b"\r\n\r\n")[1])["status"] == "ok"
+    assert b"things_total 3.0" in answers[1]
+    assert answers[2].endswith(b"\r\n\r\n")
+    assert b"Allow: GET" in answers[3]
+
+
+def test_status_server_hangs_up_on_the_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prime_spark.runtime.http._TIMEOUT_SECONDS", 0.05)
+    assert exchange([b"GET /health HTTP/1.1\r\n"]) == [b""]
+
+
+def test_listens_on_an_address_that_is_not_there_yet() -> None:
+    listening_socket("198.51.100.77", 0).close()
+    with pytest.raises(OSError, match=r"cannot listen on 127.0.0.1:1:|in use"):
+        holder = listening_socket("127.0.0.1", 0)
+        try:
+            listening_socket("127.0.0.1", holder.getsockname()[1])
+        finally:
+            holder.close()
+
+
+def test_within() -> None:
+    async def stubborn() -> None:
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                await asyncio.sleep(0.2)  # as a client that flushes while being cancelled
+                raise
+
+    async def go() -> float:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        with pytest.raises(TimeoutError, match=r"within 0\.05 s"):
+            await within(0.05, stubborn())
+        assert await within(1, asyncio.sleep(0, "value")) == "value"
+        with pytest.raises(ZeroDivisionError):
+            await within(1, _fail())
+        return loop.time() - started
+
+    assert asyncio.run(go()) < 0.15
+
+
+async def _fail() -> None:
+    raise ZeroDivisionError
+
+
+def run(main: Callable[[Service], Awaitable[None]], **options: float) -> int:
+    return run_service(main, **options)
+
+
+def test_service_ends_with_its_work() -> None:
+    async def done(_service: Service) -> None:
+        return
+
+    assert run(done) == 0
+
+    async def broken(_service: Service) -> None:
+        raise RuntimeError
+
+    assert run(broken) == 1
+
+
+def test_sigterm_drains(
+    systemd: tuple[str, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, listener = systemd
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    drained = []
+
+    async def main(service: Service) -> None:
+        service.ready("up")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await service.pause(60), "pause ends when told to stop"
+        await asyncio.sleep(0.05)
+        drained.append(True)
+
+    assert run(main) == 0
+    assert drained
+    assert [listener.recv(100) for _ in range(3)] == [b"READY=1", b"STATUS=up", b"STOPPING=1"]
+
+
+def test_what_does_not_drain_is_cancelled() -> None:
+    cancelled = []
+
+    async def main(service: Service) -> None:
+        service.stop.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    assert run(main, drain_seconds=0.05) == 1
+    assert cancelled
+
+
+def test_watchdog_starves_when_a_loop_stalls(
+    systemd: tuple[str, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, listener = systemd
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+    stalled: list[list[str]] = []
+
+    async def main(service: Service) -> None:
+        service.beat("good")
+        service.beat("bad")
+        for _ in range(10):
+            service.beat("good")
+            await asyncio.sleep(0.05)
+        stalled.append(service.stalled())
+        while listener_has_message(listener):
+            pass
+        await asyncio.sleep(0.1)
+        stalled.append([str(listener_has_message(listener))])
+
+    assert run(main, stall_seconds=0.2) == 0
+    assert stalled == [["bad"], ["False"]]
+
+
+def listener_has_message(listener: socket.socket) -> bool:
+    listener.setblocking(False)
+    try:
+        return listener.recv(100) == b"WATCHDOG=1"
+    except BlockingIOError:
+        return False
+
+
+def test_logs_are_one_json_object_per_line() -> None:
+    program = textwrap.dedent(
+        """
+        import logging, structlog
+        from prime_spark.runtime.logs import configure_logging
+
+        configure_logging("x", "info")
+        structlog.get_logger("a").info("one", number=1)
+        structlog.get_logger("a").debug("hidden")
+        logging.getLogger("library").warning("two %s", "words")
+        logging.getLogger("aiokafka").info("hidden")
+        try:
+            1 / 0
+        except ZeroDivisionError:
+            structlog.get_logger("a").exception("three", odd=object)
+        """
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert [line["event"] for line in lines] == ["one", "two words", "three"]
+    assert all(line["service"] == "x" and line["timestamp"].endswith("Z") for line in lines)
+    assert "ZeroDivisionError" in lines[2]["exception"]

@@ -1,0 +1,121 @@
+"""What Kafka lets whom do: {attempt: "allowed" or the name of the error}. Needs kafka-python.
+
+Argument: where Kafka listens, host:port. No attempt leaves anything behind: the one record that may
+be written is an empty value, which ingest puts aside.
+"""
+
+import contextlib
+import json
+import socket
+import struct
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaError
+
+from prime_spark.streaming.scram import can_log_in
+
+SERVER = sys.argv[1]
+CREDENTIALS = Path("/etc/prime-spark/kafka-admin/credentials")
+
+
+def password(user: str) -> str:
+    return (CREDENTIALS / user).read_text().strip()
+
+
+def login(user: str) -> dict[str, Any]:
+    return {
+        "bootstrap_servers": SERVER,
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "SCRAM-SHA-512",
+        "sasl_plain_username": user,
+        "sasl_plain_password": password(user),
+    }
+
+
+def anonymous() -> str:
+    """Ask for metadata without having logged in; a broker that refuses hangs up."""
+    host, port = SERVER.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        body = struct.pack(">hhih", 3, 1, 1, 4) + b"test" + struct.pack(">i", -1)
+        connection.sendall(struct.pack(">i", len(body)) + body)
+        with contextlib.suppress(ConnectionError):
+            if connection.recv(1):
+                return "allowed"
+    return "refused"
+
+
+def log_in(user: str, secret: str) -> str:
+    allowed = can_log_in(SERVER, user, secret, "SCRAM-SHA-512", 10)
+    return "allowed" if allowed else "refused"
+
+
+def write(user: str, topic: str) -> None:
+    producer = KafkaProducer(**login(user), max_block_ms=10_000)
+    try:
+        producer.send(topic, key=b"fleet-test-access", value=b"").get(timeout=10)
+    finally:
+        producer.close(timeout=5)
+
+
+def read(user: str, topic: str, group: str | None = None) -> None:
+    consumer = KafkaConsumer(**login(user), group_id=group, enable_auto_commit=False)
+    try:
+        if group is None:
+            partition = TopicPartition(topic, 0)
+            consumer.assign([partition])
+            consumer.seek_to_beginning(partition)
+        else:
+            consumer.subscribe([topic])
+        consumer.poll(timeout_ms=5000, max_records=1)
+    finally:
+        consumer.close()
+
+
+def administer(user: str, work: Callable[[Any], Any]) -> None:
+    client = KafkaAdminClient(**login(user))
+    try:
+        work(client)
+    finally:
+        client.close()
+
+
+def create(client: Any) -> None:
+    name = f"fleet-test-{uuid.uuid4()}"
+    client.create_topics({name: {"num_partitions": 1, "replication_factor": 1}})
+
+
+def outcome(attempt: Callable[[], str | None]) -> str:
+    try:
+        return attempt() or "allowed"
+    except KafkaError as error:
+        return type(error).__name__
+
+
+attempts: dict[str, Callable[[], str | None]] = {
+    "anonymous": anonymous,
+    **{f"{user}, right password": lambda u=user: log_in(u, password(u))
+       for user in ("admin", "telemetry", "ingest")},
+    **{f"{user}, wrong password": lambda u=user: log_in(u, password(u)[::-1])
+       for user in ("admin", "telemetry", "ingest")},
+    "unknown user": lambda: log_in("nobody", password("telemetry")),
+    "telemetry writes edge.telemetry": lambda: write("telemetry", "edge.telemetry"),
+    "telemetry writes analytics.events": lambda: write("telemetry", "analytics.events"),
+    "telemetry writes prime-spark.dlq": lambda: write("telemetry", "prime-spark.dlq"),
+    "telemetry reads edge.telemetry": lambda: read("telemetry", "edge.telemetry"),
+    "telemetry creates a topic": lambda: administer("telemetry", create),
+    "telemetry lists users": lambda: administer(
+        "telemetry", lambda client: client.describe_user_scram_credentials()
+    ),
+    "ingest reads edge.telemetry": lambda: read("ingest", "edge.telemetry"),
+    "ingest reads prime-spark.dlq": lambda: read("ingest", "prime-spark.dlq"),
+    "ingest writes edge.telemetry": lambda: write("ingest", "edge.telemetry"),
+    "ingest reads in another group": lambda: read("ingest", "edge.telemetry", "another"),
+    "ingest creates a topic": lambda: administer("ingest", create),
+}  # fmt: skip
+print(json.dumps({name: outcome(attempt) for name, attempt in attempts.items()}))

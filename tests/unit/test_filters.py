@@ -1,0 +1,43 @@
+"""The filters that several roles use."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import sys
+from typing import Any
+
+filters: Any = sys.modules["prime_spark_filter.prime_spark"]
+
+
+def test_a_scram_verifier_verifies_the_password_and_only_it() -> None:
+    verifier = filters.scram_verifier("pencil", "ingest")
+    mechanism, rest = verifier.split("$", 1)
+    parameters, keys = rest.split("$")
+    iterations, salt = parameters.split(":")
+    stored, server = (base64.b64decode(key) for key in keys.split(":"))
+    assert mechanism == "SCRAM-SHA-256"
+
+    def keys_of(password: str) -> tuple[bytes, bytes]:
+        # RFC 5802, section 3.
+        salted = hashlib.pbkdf2_hmac(
+            "sha256", password.encode(), base64.b64decode(salt), int(iterations)
+        )
+        client = hmac.digest(salted, b"Client Key", "sha256")
+        return hashlib.sha256(client).digest(), hmac.digest(salted, b"Server Key", "sha256")
+
+    assert keys_of("pencil") == (stored, server)
+    assert keys_of("pencils") != (stored, server)
+
+
+def test_a_scram_verifier_is_stable_and_differs_between_users() -> None:
+    assert filters.scram_verifier("x", "a") == filters.scram_verifier("x", "a")
+    assert filters.scram_verifier("x", "a") != filters.scram_verifier("x", "b")
+
+
+def test_credential_files_name_one_file_per_secret() -> None:
+    assert filters.credential_files({"b": "2", "a": "1"}, "/etc/x") == [
+        {"path": "/etc/x/a", "content": "1"},
+        {"path": "/etc/x/b", "content": "2"},
+    ]
