@@ -29,8 +29,12 @@ def table(rows: list[dict[str, str]], width: int) -> list[str]:
 
 
 class ActionModule(ActionBase):
-    """Takes ``hosts`` (names), ``health`` (host to result), ``telemetry`` (device to age, seconds),
-    ``devices`` (who has to have telemetry), ``fresh`` (seconds), ``roles`` (host to role names)."""
+    """Prints one row per host and one line per problem.
+
+    Arguments: ``hosts`` (names), ``health`` (host to the result of host_health), ``telemetry``
+    (device to age in seconds), ``devices`` (who has to have telemetry), ``fresh`` (seconds),
+    ``roles`` (names, in the order to show), ``groups`` (host to its groups).
+    """
 
     TRANSFERS_FILES = False
 
@@ -43,7 +47,7 @@ class ActionModule(ActionBase):
         skipped: dict[str, list[str]] = {}
         for host in args["hosts"]:
             health = args["health"].get(host)
-            roles = ", ".join(args["roles"].get(host, []))
+            roles = ", ".join(role for role in args["roles"] if role in args["groups"][host])
             if not isinstance(health, dict) or "seen" not in health:
                 problems.append(f"{host}: not reached, nothing is known of it")
                 rows.append({**dict.fromkeys(COLUMNS, "?"), "host": host, "roles": roles})

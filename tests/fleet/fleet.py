@@ -78,10 +78,15 @@ def variables(name: str) -> dict[str, Any]:
     return dict(inventory()["_meta"]["hostvars"].get(name, {}))
 
 
-def setting(name: str, role: str, variable: str) -> Any:
+def raw_setting(name: str, role: str, variable: str) -> Any:
     """A role's variable on a host: the inventory's, else the role's default."""
     defaults = yaml.safe_load((ROOT / "roles" / role / "defaults" / "main.yml").read_text())
-    value = variables(name).get(variable, defaults[variable])
+    return variables(name).get(variable, defaults[variable])
+
+
+def setting(name: str, role: str, variable: str) -> Any:
+    """As `raw_setting`, for a variable without templates."""
+    value = raw_setting(name, role, variable)
     assert "{{" not in str(value), f"{variable} is a template, tests need its value: {value}"
     return value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -12,7 +11,7 @@ DEFAULT_PATH = Path("/run/prime-spark/vpn.json")
 # WireGuard renews a session every 120 s while there is traffic, and the keepalive is traffic.
 HEALTHY_SECONDS = 180
 # The timer runs every few seconds; an older file says nothing about the present.
-STALE_AFTER = timedelta(seconds=180)
+STALE_SECONDS = 180
 
 
 class VPNStatusError(Exception):
@@ -45,7 +44,7 @@ class _Peer(msgspec.Struct):
 
 
 class _Status(msgspec.Struct):
-    time: datetime
+    time: float  # Unix seconds, as latest_handshake
     interface: str
     peers: list[_Peer]
 
@@ -60,7 +59,7 @@ class VPNManager:
         """Return all peers, by name. `now` is in epoch seconds, for tests.
 
         Raises VPNStatusError when the file is missing, unreadable, malformed or older than
-        `STALE_AFTER`: no answer is better than one from the past.
+        `STALE_SECONDS`: no answer is better than one from the past.
         """
         now = time.time() if now is None else now
         try:
@@ -69,11 +68,8 @@ class VPNManager:
             raise VPNStatusError(f"cannot read the VPN's state: {error}") from error
         except msgspec.DecodeError as error:
             raise VPNStatusError(f"{self._path}: {error}") from error
-        if status.time.tzinfo is None:
-            raise VPNStatusError(f"{self._path}: time has no offset")
-        age = datetime.fromtimestamp(now, UTC) - status.time
-        if age > STALE_AFTER:
-            raise VPNStatusError(f"{self._path} is {age.total_seconds():.0f} s old")
+        if (age := now - status.time) > STALE_SECONDS:
+            raise VPNStatusError(f"{self._path} is {age:.0f} s old")
         return sorted(
             (
                 PeerStatus(

@@ -64,10 +64,8 @@ class Command:
         return [str(script), "--config", str(path)]
 
     def environment(self) -> dict[str, str]:
-        return {
-            "PATH": os.environ["PATH"],
-            "CREDENTIALS_DIRECTORY": str(self.folder / "credentials"),
-        }
+        inherited = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
+        return {**inherited, "CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
 
     def run(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
         """Run to the end and return what it printed."""

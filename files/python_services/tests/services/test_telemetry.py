@@ -43,6 +43,13 @@ def held(daemon: Daemon) -> float:
     return daemon.metric("prime_spark_telemetry_buffer_records")
 
 
+def create_redis_user(server: RedisServer) -> None:
+    """Create the collector's user with the few rights it needs."""
+    rights = ["reset", "on", ">redis secret", "~metrics:*", "+hset", "+expire", "+ping"]
+    with Redis.from_url(server.url) as administrator:
+        administrator.execute_command("ACL", "SETUSER", "telemetry", *rights)
+
+
 @pytest.fixture
 def host(kafka: KafkaServer, redis: RedisServer, tmp_path: Path) -> Host:
     topic = f"t{next(_numbers)}.telemetry"
@@ -54,6 +61,7 @@ def host(kafka: KafkaServer, redis: RedisServer, tmp_path: Path) -> Host:
         users={"telemetry": "kafka secret"},
         acls=[{"principal": "User:telemetry", **acl}],
     ).answer("apply")
+    create_redis_user(redis)
     config: dict[str, Any] = {
         "device_id": "host-1",
         "interval_seconds": 0.1,
@@ -62,13 +70,13 @@ def host(kafka: KafkaServer, redis: RedisServer, tmp_path: Path) -> Host:
         "redis": {
             "host": redis.host,
             "port": redis.port,
-            "username": redis.username,
+            "username": "telemetry",
             "credential": "redis_password",
         },
         "buffer": {"path": str(tmp_path / "buffer"), "fsync_seconds": 0.2},
         "http": {"host": "127.0.0.1", "port": free_port()},
     }
-    secrets = {"kafka_password": "kafka secret", "redis_password": redis.password}
+    secrets = {"kafka_password": "kafka secret", "redis_password": "redis secret"}
     return Host(kafka, topic, Command("telemetry", tmp_path, config, secrets))
 
 
@@ -151,6 +159,7 @@ def test_newest_sample_is_in_redis(host: Host, redis: RedisServer) -> None:
         eventually(lambda: telemetry.metric("prime_spark_telemetry_samples_total") > taken + 5)
         assert telemetry.health()["http"] == 200
         redis.start()
+        create_redis_user(redis)
         eventually(telemetry.healthy)
         client.close()
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ NOW = 1_780_000_000
 
 def write(path: Path, handshakes: dict[str, int], age: int = 5) -> VPNManager:
     status: dict[str, Any] = {
-        "time": datetime.fromtimestamp(NOW - age, UTC).isoformat(),
+        "time": NOW - age,
         "interface": "wg0",
         "peers": [
             {

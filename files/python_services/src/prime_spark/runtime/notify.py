@@ -7,6 +7,8 @@ import os
 import socket
 from collections.abc import Mapping
 
+_SEND_SECONDS = 0.5
+
 
 class Notifier:
     """Sends sd_notify messages; does nothing when the process was not started by systemd."""
@@ -45,6 +47,7 @@ class Notifier:
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
         # Nobody listens while systemd re-executes itself, say; the next message will arrive.
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as sender:
+            sender.settimeout(_SEND_SECONDS)  # systemd's queue may be full; do not stall for it
             sender.connect(self._address)
             sender.sendall(message.encode())
 

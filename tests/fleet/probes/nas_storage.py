@@ -1,0 +1,15 @@
+"""Use the share through NASStorage. Arguments: mount point, "store" KEY TEXT, "retrieve" KEY,
+"delete" KEY or "keys" PREFIX. Prints {"result": ...} or {"error": name, "text": ...}."""
+
+import json
+import sys
+
+from prime_spark.memory.nas import NASError, NASStorage
+
+storage = NASStorage(sys.argv[1])
+what, *arguments = sys.argv[2:]
+try:
+    answer = {"result": getattr(storage, what)(*arguments)}
+except NASError as error:
+    answer = {"error": type(error).__name__, "text": str(error)}
+print(json.dumps(answer))

@@ -1,0 +1,280 @@
+"""S12: the compose projects, where they listen, and whom they let in."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from tests.fleet import fleet
+from tests.fleet.fleet import (
+    connect,
+    members,
+    name_of,
+    on,
+    other_address,
+    probe,
+    raw_setting,
+    service_python,
+    setting,
+    shell,
+    variables,
+    vpn_address,
+)
+
+PROJECTS = ("kafka", "redis", "timescale")
+# The role's variable for the port that clients use.
+PORTS = {"kafka": "kafka_port", "redis": "redis_port", "timescale": "timescale_port"}
+SSH_PORT = 22
+
+
+def placed() -> list[Any]:
+    """Every project on every host of its group."""
+    return [
+        pytest.param(name, project, id=f"{project}-{name}")
+        for project in PROJECTS
+        for name in members(project)
+    ]
+
+
+each_project = pytest.mark.parametrize(("host", "project"), placed(), indirect=["host"])
+
+
+def containers(host: Host, project: str) -> list[dict[str, Any]]:
+    script = (
+        'docker ps --all --quiet --filter "label=com.docker.compose.project=$1"'
+        " | xargs --no-run-if-empty docker inspect"
+    )
+    found = list(json.loads(shell(host, script, project) or "[]"))
+    assert found, f"{name_of(host)} has no container of {project}"
+    return found
+
+
+@each_project
+def test_containers_run_and_are_healthy(host: Host, project: str) -> None:
+    def states() -> list[tuple[str, str]]:
+        return [
+            (c["State"]["Status"], c["State"].get("Health", {}).get("Status", "no check"))
+            for c in containers(host, project)
+        ]
+
+    fleet.wait_until(
+        f"{project} on {name_of(host)}", states, 60, lambda s: set(s) == {("running", "healthy")}
+    )
+
+
+@each_project
+def test_the_image_is_the_one_that_the_digest_in_the_inventory_names(
+    host: Host, project: str
+) -> None:
+    reference = variables(name_of(host))["images"][project]
+    repository, _, digest = reference.partition("@")
+    assert digest.startswith("sha256:")
+    for container in containers(host, project):
+        assert container["Config"]["Image"] == reference
+        image = json.loads(shell(host, 'docker image inspect "$1"', container["Image"]))[0]
+        assert f"{repository.rpartition(':')[0]}@{digest}" in image["RepoDigests"]
+
+
+@each_project
+def test_containers_are_limited_and_restarted(host: Host, project: str) -> None:
+    """Docker forgets a limit that the host's cgroups cannot enforce; compose asks for it always."""
+    enforces = json.loads(
+        shell(host, "docker info --format '[{{.MemoryLimit}}, {{.PidsLimit}}, {{.CPUCfsQuota}}]'")
+    )
+    directory = f"/opt/prime-spark/stack/{project}"
+    asked = json.loads(shell(host, 'cd "$1" && docker compose config --format json', directory))
+    for container in containers(host, project):
+        service = asked["services"][container["Config"]["Labels"]["com.docker.compose.service"]]
+        settings = container["HostConfig"]
+        assert int(service["mem_limit"]) > 0
+        assert service["pids_limit"] > 0
+        limits = [settings["Memory"], settings["PidsLimit"] or 0]
+        wanted = [int(service["mem_limit"]), service["pids_limit"]]
+        assert limits == [w if e else 0 for w, e in zip(wanted, enforces[:2], strict=True)]
+        assert settings["RestartPolicy"]["Name"] in {"always", "unless-stopped"}
+        assert {"max-size", "max-file"} <= set(settings["LogConfig"]["Config"])
+        assert container["Config"]["Healthcheck"]["Test"]
+        assert not settings["Privileged"]
+        assert "no-new-privileges:true" in settings["SecurityOpt"]
+        assert settings["NetworkMode"] != "host"
+
+
+@on("managed")
+def test_nothing_but_ssh_listens_outside_vpn_and_loopback(host: Host) -> None:
+    own = vpn_address(name_of(host))
+    listening = shell(host, "ss -H -l -t -n | awk '{print $4}'").split()
+    assert f"{own}:9101" in listening  # the collector: so the list is no empty one
+    outside = set()
+    for entry in listening:
+        address, _, port = entry.rpartition(":")
+        ip = ipaddress.ip_address(address.strip("[]").partition("%")[0].replace("*", "0.0.0.0"))
+        if not ip.is_loopback and str(ip) != own and int(port) != SSH_PORT:
+            outside.add(entry)
+    assert outside == set()
+
+
+@each_project
+def test_ports_are_open_on_the_vpn_and_closed_elsewhere(host: Host, project: str) -> None:
+    """Seen from another host that has a way to both addresses."""
+    name, port = name_of(host), setting(name_of(host), project, PORTS[project])
+    inside, outside = f"{vpn_address(name)}:{port}", f"{other_address(name)}:{port}"
+    segment = "edge" if name in members("edge") else "cloud"
+    neighbour = next(n for n in members(segment) if n != name)
+    seen = probe(connect(neighbour), "tcp_connect", inside, outside)
+    assert seen[inside] == "open"
+    assert seen[outside] != "open"
+
+
+@pytest.fixture
+def way_around_the_vpn() -> Iterator[tuple[Host, list[str]]]:
+    """A host outside the VPN that sends packets for VPN addresses to their host on the LAN."""
+    (stranger,) = members("nas_server")
+    assert stranger not in members("wireguard")
+    host = connect(stranger)
+    targets = {vpn_address(n): other_address(n) for n in members("edge")}
+    for address, gateway in targets.items():
+        shell(host, 'ip route replace "$1/32" via "$2"', address, gateway)
+    yield host, list(targets)
+    for address in targets:
+        shell(host, 'ip route delete "$1/32"', address)
+
+
+@pytest.mark.xfail(strict=True, reason="hosts answer for their VPN address on every interface")
+def test_a_neighbour_outside_the_vpn_cannot_reach_its_addresses(
+    way_around_the_vpn: tuple[Host, list[str]],
+) -> None:
+    host, addresses = way_around_the_vpn
+    ports = [setting(members(p)[0], p, PORTS[p]) for p in ("kafka", "redis")]
+    targets = [f"{address}:{port}" for address in addresses for port in [*ports, 9101]]
+    seen = probe(host, "tcp_connect", *targets)
+    assert [target for target, answer in seen.items() if answer == "open"] == []
+
+
+# --- Kafka ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kafka() -> dict[str, Any]:
+    (name,) = members("kafka")
+    return dict(probe(connect(name), "kafka_state", python=service_python("kafka-admin")))
+
+
+def test_kafka_has_the_topics_of_the_inventory(kafka: dict[str, Any]) -> None:
+    (name,) = members("kafka")
+    wanted = setting(name, "kafka", "kafka_topics")
+    assert {"edge.telemetry", "edge.ai.inference", "analytics.events", "prime-spark.dlq"} <= set(
+        wanted
+    )
+    assert set(kafka["topics"]) >= set(wanted)
+    for topic, options in wanted.items():
+        found = kafka["topics"][topic]
+        assert found["partitions"] == options["partitions"], topic
+        assert {key: found["configs"][key] for key in options["configs"]} == options["configs"]
+        assert "retention.ms" in options["configs"], topic
+
+
+def test_kafka_has_the_users_and_rights_of_the_inventory_and_no_other(
+    kafka: dict[str, Any],
+) -> None:
+    (name,) = members("kafka")
+    wanted = {
+        (a["principal"], "ALLOW", a["resource_type"], "LITERAL", a["name"], operation, "*")
+        for a in setting(name, "kafka", "kafka_acls")
+        for operation in a["operations"]
+    }
+    assert {tuple(right) for right in kafka["rights"]} == wanted
+    users = {"admin", *raw_setting(name, "kafka", "kafka_users")}
+    assert set(kafka["users"]) == users
+
+
+def test_kafka_lets_in_who_has_the_password_and_denies_what_is_not_listed() -> None:
+    (name,) = members("kafka")
+    server = f"{vpn_address(name)}:{setting(name, 'kafka', 'kafka_port')}"
+    seen = probe(connect(name), "kafka_access", server, python=service_python("kafka-admin"))
+    assert seen == {
+        "anonymous": "refused",
+        "admin, right password": "allowed",
+        "telemetry, right password": "allowed",
+        "ingest, right password": "allowed",
+        "admin, wrong password": "refused",
+        "telemetry, wrong password": "refused",
+        "ingest, wrong password": "refused",
+        "unknown user": "refused",
+        "telemetry writes analytics.events": "TopicAuthorizationFailedError",
+        "telemetry writes prime-spark.dlq": "TopicAuthorizationFailedError",
+        "telemetry reads edge.telemetry": "TopicAuthorizationFailedError",
+        "telemetry creates a topic": "TopicAuthorizationFailedError",
+        "ingest reads edge.telemetry": "allowed",
+        "ingest reads prime-spark.dlq": "TopicAuthorizationFailedError",
+        "ingest writes edge.telemetry": "TopicAuthorizationFailedError",
+        "ingest reads in another group": "GroupAuthorizationFailedError",
+        "ingest creates a topic": "TopicAuthorizationFailedError",
+    }
+
+
+# --- Redis ----------------------------------------------------------------------------------
+
+
+def test_redis_lets_a_stranger_ping_and_users_do_what_they_need() -> None:
+    (name,) = members("redis")
+    server = f"{vpn_address(name)}:{setting(name, 'redis', 'redis_port')}"
+    seen = probe(connect(name), "redis_access", server, python=service_python("telemetry"))
+    allowed = {attempt for attempt, answer in seen.items() if answer == "allowed"}
+    assert allowed == {"default pings", "telemetry, right password"}
+    # Refused by the rules, not by a server that is out of order.
+    refused = {a: answer.partition(":")[0] for a, answer in seen.items() if a not in allowed}
+    assert refused.pop("telemetry, wrong password") == "AuthenticationError"
+    assert set(refused.values()) == {"NoPermissionError"}
+
+
+# --- TimescaleDB ----------------------------------------------------------------------------
+
+
+def test_the_tables_are_hypertables() -> None:
+    rows = fleet.query("SELECT hypertable_name FROM timescaledb_information.hypertables")
+    assert {row["hypertable_name"] for row in rows} == {
+        *("device_metrics", "ai_inference_results", "api_events")
+    }
+
+
+def test_passwords_are_stored_as_scram_verifiers() -> None:
+    rows = fleet.query("SELECT rolname, rolsuper, rolpassword FROM pg_authid WHERE rolcanlogin")
+    users = {row["rolname"]: row for row in rows}
+    assert {name for name, row in users.items() if row["rolsuper"]} == {"postgres"}
+    assert set(users) == {
+        *("postgres", "prime_spark_owner", "prime_spark_ingest", "prime_spark_reader")
+    }
+    for name, row in users.items():
+        assert row["rolpassword"].startswith("SCRAM-SHA-256$"), name
+    (setting_row,) = fleet.query("SELECT current_setting('password_encryption') AS method")
+    assert setting_row["method"] == "scram-sha-256"
+
+
+def test_postgresql_lets_in_its_users_and_never_the_superuser() -> None:
+    (name,) = members("timescale")
+    assert name in members("ingest"), "the probe needs a host with the passwords of both"
+    arguments = [vpn_address(name), str(setting(name, "timescale", "timescale_port"))]
+    seen = probe(connect(name), "postgres_access", *arguments, python=service_python("ingest"))
+    no_entry, wrong_password, no_right = "28000", "28P01", "42501"
+    assert seen == {
+        "postgres, right password": no_entry,
+        "postgres, wrong password": no_entry,
+        "superuser in its own database": no_entry,
+        "prime_spark_owner, right password": "allowed",
+        "prime_spark_owner, wrong password": wrong_password,
+        "prime_spark_ingest, right password": "allowed",
+        "prime_spark_ingest, wrong password": wrong_password,
+        "ingest without a password": wrong_password,
+        "ingest in another database": no_entry,
+        "ingest inserts": "allowed",
+        "ingest updates": no_right,
+        "ingest deletes": no_right,
+        "ingest creates a table": no_right,
+        "ingest reads the users": no_right,
+        "ingest runs a program": no_right,
+    }
