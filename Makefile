@@ -32,7 +32,8 @@ test-services: $(VENV)/.ready lab-tools ## The Python services against real Kafk
 	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) -m pytest -q tests/services
 
 test-fleet: lab-up ## The lab: site.yml from bare hosts, again for idempotence, then testinfra
-	molecule test -s default --destroy=never
+	COLUMNS=150 molecule test -s default --destroy=never
+	$(PY) -m pytest -q tests/fleet
 
 test-lab: lab-up ## The lab itself: nothing leaks, nothing of the machine changes, it survives kill -9
 	$(PY) -m pytest -q tests/lab

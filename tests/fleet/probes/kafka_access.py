@@ -9,6 +9,7 @@ import struct
 import sys
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,21 +122,20 @@ def outcome(attempt: Callable[[], str | None]) -> str:
         return type(error).__name__
 
 
+USERS = ("admin", "telemetry", "ingest")
 attempts: dict[str, Callable[[], str | None]] = {
     "anonymous": anonymous,
-    **{f"{user}, right password": lambda u=user: log_in(u, password(u))
-       for user in ("admin", "telemetry", "ingest")},
-    **{f"{user}, wrong password": lambda u=user: log_in(u, password(u)[::-1])
-       for user in ("admin", "telemetry", "ingest")},
-    "unknown user": lambda: log_in("nobody", password("telemetry")),
-    "telemetry writes analytics.events": lambda: write("telemetry", "analytics.events"),
-    "telemetry writes prime-spark.dlq": lambda: write("telemetry", "prime-spark.dlq"),
-    "telemetry reads edge.telemetry": lambda: read("telemetry", "edge.telemetry"),
-    "telemetry creates a topic": lambda: administer("telemetry", create),
-    "ingest reads edge.telemetry": lambda: read("ingest", "edge.telemetry"),
-    "ingest reads prime-spark.dlq": lambda: read("ingest", "prime-spark.dlq"),
-    "ingest writes edge.telemetry": lambda: write("ingest", "edge.telemetry"),
-    "ingest reads in another group": lambda: read("ingest", "edge.telemetry", "another"),
-    "ingest creates a topic": lambda: administer("ingest", create),
-}  # fmt: skip
+    **{f"{user}, right password": partial(log_in, user, password(user)) for user in USERS},
+    **{f"{user}, wrong password": partial(log_in, user, password(user)[::-1]) for user in USERS},
+    "unknown user": partial(log_in, "nobody", password("telemetry")),
+    "telemetry writes analytics.events": partial(write, "telemetry", "analytics.events"),
+    "telemetry writes prime-spark.dlq": partial(write, "telemetry", "prime-spark.dlq"),
+    "telemetry reads edge.telemetry": partial(read, "telemetry", "edge.telemetry"),
+    "telemetry creates a topic": partial(administer, "telemetry", create),
+    "ingest reads edge.telemetry": partial(read, "ingest", "edge.telemetry"),
+    "ingest reads prime-spark.dlq": partial(read, "ingest", "prime-spark.dlq"),
+    "ingest writes edge.telemetry": partial(write, "ingest", "edge.telemetry"),
+    "ingest reads in another group": partial(read, "ingest", "edge.telemetry", "another"),
+    "ingest creates a topic": partial(administer, "ingest", create),
+}
 print(json.dumps({name: outcome(attempt) for name, attempt in attempts.items()}))

@@ -29,7 +29,7 @@ def main() -> dict[str, Any]:
         sasl_plain_password=(HOME / "credentials" / config["credential"]).read_text().strip(),
     )
     try:
-        topics = {
+        topics: dict[str, dict[str, Any]] = {
             topic["name"]: {"partitions": len(topic["partitions"])}
             for topic in client.describe_topics()
             if not topic["name"].startswith("__")

@@ -17,7 +17,7 @@ HOST, PORT = sys.argv[1].rsplit(":", 1)
 PASSWORD = Path("/etc/prime-spark/telemetry/credentials/redis_password").read_text().strip()
 
 
-def client(**login: str) -> Any:
+def client(**login: Any) -> Any:
     once = Retry(NoBackoff(), 0)
     return redis.Redis(host=HOST, port=int(PORT), socket_timeout=5, retry=once, **login)
 

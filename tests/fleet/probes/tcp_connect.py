@@ -3,6 +3,7 @@
 import json
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 
 def attempt(target: str) -> str:
@@ -14,4 +15,5 @@ def attempt(target: str) -> str:
     return "open"
 
 
-print(json.dumps({target: attempt(target) for target in sys.argv[1:]}))
+with ThreadPoolExecutor() as pool:
+    print(json.dumps(dict(zip(sys.argv[1:], pool.map(attempt, sys.argv[1:]), strict=True))))

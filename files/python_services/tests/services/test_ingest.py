@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -253,6 +256,21 @@ def test_starts_before_its_servers(path: Pipeline) -> None:
         for server in (path.kafka, path.postgres):
             if not server.running:
                 server.start()
+
+
+def test_stops_in_time_while_its_servers_are_away(path: Pipeline) -> None:
+    with running(path.command) as ingest:
+        eventually(ingest.healthy)
+        os.kill(path.kafka.pid, signal.SIGSTOP)  # takes connections, answers nothing
+        path.postgres.kill()
+        try:
+            eventually(lambda: not ingest.health()["components"]["kafka"]["ok"], 40)
+            started = time.monotonic()
+            assert ingest.terminate() == 0
+            assert time.monotonic() - started < 15
+        finally:
+            os.kill(path.kafka.pid, signal.SIGCONT)
+            path.postgres.start()
 
 
 def test_poison_goes_to_the_dead_letter_topic(path: Pipeline) -> None:

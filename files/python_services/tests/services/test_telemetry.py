@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +143,38 @@ def test_broker_killed_under_way(host: Host) -> None:
         assert telemetry.terminate() == 0
     times = [sample.time for sample in host.samples()]
     # A batch under way when the broker died may have been stored; then it is there twice.
+    assert list(dict.fromkeys(times)) == sorted(set(times))
+    assert len(set(times)) >= taken
+
+
+def test_stops_in_time_while_kafka_does_not_answer(host: Host) -> None:
+    with running(host.command) as telemetry:
+        eventually(telemetry.healthy)
+        os.kill(host.kafka.pid, signal.SIGSTOP)  # takes connections, answers nothing
+        try:
+            eventually(lambda: held(telemetry) >= 5)
+            started = time.monotonic()
+            assert telemetry.terminate() == 0
+            assert time.monotonic() - started < 15
+        finally:
+            os.kill(host.kafka.pid, signal.SIGCONT)
+
+
+def test_both_killed_with_a_batch_under_way(host: Host) -> None:
+    with running(host.command) as telemetry:
+        eventually(telemetry.healthy)
+        os.kill(host.kafka.pid, signal.SIGSTOP)  # takes requests, answers none
+        eventually(lambda: held(telemetry) >= 5)
+        taken = telemetry.metric("prime_spark_telemetry_samples_total")
+        telemetry.kill()
+        host.kafka.kill()
+        host.kafka.start()
+        telemetry.start()
+        eventually(telemetry.healthy)
+        eventually(lambda: held(telemetry) <= 1)
+        taken += telemetry.metric("prime_spark_telemetry_samples_total")
+        assert telemetry.terminate() == 0
+    times = [sample.time for sample in host.samples()]
     assert list(dict.fromkeys(times)) == sorted(set(times))
     assert len(set(times)) >= taken
 

@@ -20,7 +20,7 @@ from prime_spark.runtime.backoff import Backoff
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.http import StatusServer, listening_socket
 from prime_spark.runtime.notify import Notifier
-from prime_spark.runtime.service import Service, run_service, within
+from prime_spark.runtime.service import Service, StoppedError, close_within, run_service, within
 
 
 @pytest.fixture
@@ -176,6 +176,49 @@ def test_within() -> None:
 
 async def _fail() -> None:
     raise ZeroDivisionError
+
+
+def test_close_within_lets_a_slow_client_finish_by_itself() -> None:
+    closed = []
+
+    async def close() -> None:
+        await asyncio.sleep(0.1)
+        closed.append(True)
+        raise OSError("and then that")
+
+    async def go() -> None:
+        await close_within(0.01, close())
+        assert not closed
+        await asyncio.sleep(0.2)
+        assert closed
+
+    asyncio.run(go())
+
+
+def test_a_client_that_never_closes_does_not_keep_the_process() -> None:
+    async def stubborn() -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+
+    async def main(_service: Service) -> None:
+        await close_within(0.01, stubborn())
+
+    started = time.monotonic()
+    assert run(main) == 0
+    assert time.monotonic() - started < 5
+
+
+def test_unless_stopped() -> None:
+    async def main(service: Service) -> None:
+        assert await service.unless_stopped(asyncio.sleep(0, "value")) == "value"
+        with pytest.raises(ZeroDivisionError):
+            await service.unless_stopped(_fail())
+        asyncio.get_running_loop().call_later(0.05, service.stop.set)
+        with pytest.raises(StoppedError):
+            await service.unless_stopped(asyncio.sleep(3600))
+
+    assert run(main) == 0
 
 
 def run(main: Callable[[Service], Awaitable[None]], **options: float) -> int:

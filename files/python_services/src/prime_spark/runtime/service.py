@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +15,12 @@ from prime_spark.runtime.notify import Notifier
 _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+_CANCEL_SECONDS = 2.0
+
+
+class StoppedError(Exception):
+    """The service was told to stop before something was done."""
 
 
 class Service:
@@ -57,6 +62,20 @@ class Service:
             return False
         return True
 
+    async def unless_stopped(self, awaitable: Awaitable[T]) -> T:
+        """Await, but give up with StoppedError when the service is told to stop."""
+        task = asyncio.ensure_future(awaitable)
+        stopping = asyncio.create_task(self.stop.wait())
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not task.done():
+                _abandon(task)
+        if task.cancelled() or not task.done():
+            raise StoppedError
+        return task.result()
+
     async def feed_watchdog(self) -> None:
         """Tell systemd that the service is alive, for as long as it is."""
         interval = self._notifier.watchdog_seconds
@@ -79,7 +98,18 @@ def run_service(
     SIGTERM or SIGINT set `Service.stop`; `main` then has `drain_seconds` to finish what it holds
     before it is cancelled. Keep that below the unit's TimeoutStopSec.
     """
-    return asyncio.run(_run(main, Notifier(), drain_seconds, stall_seconds))
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(_run(main, Notifier(), drain_seconds, stall_seconds))
+    finally:
+        # Unlike asyncio.run, which waits for every leftover task: some wait for a dead server.
+        if leftovers := asyncio.all_tasks(loop):
+            for task in leftovers:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(leftovers, timeout=_CANCEL_SECONDS))
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 async def _run(
@@ -104,7 +134,7 @@ async def _run(
         if not work.done():
             _log.error("did not finish in time, cancelling", seconds=drain_seconds)
             work.cancel()
-            await asyncio.wait({work}, timeout=2.0)
+            await asyncio.wait({work}, timeout=_CANCEL_SECONDS)
             return 1
         return _outcome(work)
     finally:
@@ -134,15 +164,35 @@ async def within(seconds: float, awaitable: Awaitable[T]) -> T:
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
-        task.cancel()
+        _abandon(task)
         raise
     if done:
         return task.result()
-    task.cancel()
-    task.add_done_callback(_swallow)
+    _abandon(task)
     raise TimeoutError(f"no answer within {seconds:g} s")
 
 
+async def close_within(seconds: float, closing: Awaitable[None]) -> None:
+    """Wait for a client to close, for so long; then let it go on by itself. Never raises.
+
+    A client whose closing is broken off keeps tasks that reconnect and may act in its old name.
+    """
+    task = asyncio.ensure_future(closing)
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+    task.add_done_callback(_swallow)
+    await asyncio.wait({task}, timeout=seconds)
+
+
+_closing: set[asyncio.Future[None]] = set()  # the event loop itself keeps no strong reference
+
+
+def _abandon(task: asyncio.Future[T]) -> None:
+    task.cancel()
+    task.add_done_callback(_swallow)
+
+
 def _swallow(task: asyncio.Future[T]) -> None:
-    with contextlib.suppress(asyncio.CancelledError, Exception):
+    """Take note of an exception that nobody waits for."""
+    if not task.cancelled():
         task.exception()

@@ -12,14 +12,15 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from prime_spark.config import KafkaConfig
-from prime_spark.runtime.service import within
+from prime_spark.runtime.service import close_within, within
 from prime_spark.streaming.clients import connection_options, describe
 
 _log = structlog.get_logger(__name__)
 
 # Joining may have to wait until the session of a member that died has expired.
 _START_SECONDS = 60.0
-_CALL_SECONDS = 10.0
+_COMMIT_SECONDS = 10.0
+_PROBE_SECONDS = 5.0
 _STOP_SECONDS = 5.0
 _REQUEST_MS = 15_000
 
@@ -115,7 +116,7 @@ class Consumer:
         if not ours:
             return True
         try:
-            await within(_CALL_SECONDS, self._consumer.commit(ours))
+            await within(_COMMIT_SECONDS, self._consumer.commit(ours))
         except (CommitFailedError, IllegalStateError) as error:
             _log.info("partitions moved before the commit", error=describe(error))
             return True
@@ -126,7 +127,7 @@ class Consumer:
 
     async def lag(self) -> dict[Partition, int]:
         """Ask Kafka how many records are waiting in each of our partitions."""
-        return await within(_CALL_SECONDS, self._lag(self._consumer))
+        return await within(_PROBE_SECONDS, self._lag(self._consumer))
 
     async def _lag(self, consumer: Any) -> dict[Partition, int]:
         lags: dict[Partition, int] = {}
@@ -142,5 +143,4 @@ class Consumer:
         """Leave the group and let go of the connection; uncommitted records are read again."""
         consumer, self._consumer, self._joined = self._consumer, None, False
         if consumer is not None:
-            with contextlib.suppress(KafkaError, OSError, TimeoutError):
-                await within(_STOP_SECONDS, consumer.stop())
+            await close_within(_STOP_SECONDS, consumer.stop())

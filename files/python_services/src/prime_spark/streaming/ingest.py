@@ -21,7 +21,7 @@ from prime_spark.runtime.backoff import Backoff
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.http import StatusServer
 from prime_spark.runtime.logs import configure_logging
-from prime_spark.runtime.service import Service, run_service
+from prime_spark.runtime.service import Service, StoppedError, run_service
 from prime_spark.streaming.batch import Batch
 from prime_spark.streaming.clients import describe
 from prime_spark.streaming.consumer import Consumer, Partition
@@ -89,10 +89,12 @@ class Ingest:
             while not service.stop.is_set():
                 service.beat("consume")
                 try:
-                    await self._consumer.connect()
+                    await service.unless_stopped(self._consumer.connect())
                     self._kafka_ok()
                     backoff.reset()
                     await self._consume(service)
+                except StoppedError:
+                    return
                 except KAFKA_ERRORS as error:
                     self._kafka_failed(error)
                     self._uncommitted.clear()  # what follows is read again

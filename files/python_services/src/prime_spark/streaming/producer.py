@@ -6,7 +6,6 @@ every call has a deadline, and after an error the producer is thrown away and bu
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
 from prime_spark.config import KafkaConfig
-from prime_spark.runtime.service import within
+from prime_spark.runtime.service import close_within, within
 from prime_spark.streaming.clients import connection_options
 
 Header = tuple[str, bytes]
@@ -96,5 +95,4 @@ class Producer:
         """Let go of the connection; what was not acknowledged has to be sent again."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(*KAFKA_ERRORS):
-                await within(_STOP_SECONDS, producer.stop())
+            await close_within(_STOP_SECONDS, producer.stop())

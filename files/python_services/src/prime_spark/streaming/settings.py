@@ -38,7 +38,7 @@ class BatchConfig(Config, frozen=True):
     """How much to store in one transaction, and how long to wait for it to come in."""
 
     max_records: Annotated[int, msgspec.Meta(ge=1, le=50_000)] = 2000
-    max_wait_ms: Annotated[int, msgspec.Meta(ge=10, le=30_000)] = 500
+    max_wait_ms: Annotated[int, msgspec.Meta(ge=10, le=5_000)] = 500
 
 
 class IngestConfig(Config, frozen=True):

@@ -19,6 +19,7 @@ _log = structlog.get_logger(__name__)
 MAX_BATCH_BYTES = 256 * 1024
 _MAX_BATCH_RECORDS = 1000
 _IDLE_SECONDS = 10.0
+_DRAIN_SECONDS = 8.0
 
 
 class Sender:
@@ -48,27 +49,37 @@ class Sender:
         self._wake.set()
 
     async def run(self, service: Service, finished: asyncio.Event) -> None:
-        """Ship until `finished` is set and the buffer is empty, or Kafka is away by then."""
+        """Ship until `finished` is set; then ship the rest, unless Kafka is away.
+
+        What is not shipped stays in the buffer for the next start.
+        """
+        shipping = asyncio.create_task(self._ship_forever(service, finished))
+        finishing = asyncio.create_task(finished.wait())
         try:
-            while True:
-                service.beat("sender")
-                last_round = finished.is_set()
-                self._wake.clear()
-                try:
-                    await self._ship_all(service)
-                except KAFKA_ERRORS as error:
-                    await self._failed(error)
-                    if last_round:
-                        return
-                    await service.pause(self._backoff.next())
-                    if service.stop.is_set():
-                        await asyncio.sleep(0.1)
-                    continue
+            await asyncio.wait({shipping, finishing}, return_when=asyncio.FIRST_COMPLETED)
+            if self._health.is_ok("kafka"):
+                await asyncio.wait({shipping}, timeout=_DRAIN_SECONDS)
+            if shipping.done():
+                await shipping  # raises what has ended it, should it have failed
+        finally:
+            finishing.cancel()
+            shipping.cancel()
+            await self._producer.discard()
+
+    async def _ship_forever(self, service: Service, finished: asyncio.Event) -> None:
+        while True:
+            service.beat("sender")
+            last_round = finished.is_set()
+            self._wake.clear()
+            try:
+                await self._ship_all(service)
+            except KAFKA_ERRORS as error:
+                await self._failed(error)
+                await asyncio.sleep(self._backoff.next())
+            else:
                 if last_round:
                     return
                 await self._idle(finished)
-        finally:
-            await self._producer.discard()
 
     async def _ship_all(self, service: Service) -> None:
         await self._producer.connect()

@@ -1,0 +1,126 @@
+"""No secret of the vault stands where it could be read: repository, units, processes, Docker.
+
+Hosts are asked by digest, so that no secret travels to where it is not; failures name secrets and
+places, never values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from testinfra.host import Host
+
+from tests.fleet import fleet
+from tests.fleet.fleet import connect, members, name_of, on, probe, variables
+
+# Which secrets a host may hold, by its groups. The seed of the preshared keys is on none.
+NEEDED = {
+    "telemetry": {"vault_kafka_telemetry_password", "vault_redis_telemetry_password"},
+    "ingest": {"vault_kafka_ingest_password", "vault_timescale_ingest_password"},
+    "kafka": {
+        "vault_kafka_admin_password",
+        "vault_kafka_ingest_password",
+        "vault_kafka_telemetry_password",
+    },
+    "timescale": {"vault_timescale_superuser_password", "vault_timescale_owner_password"},
+}
+# Where they may stand there: owned by root or by the user of the container that reads them.
+PLACES = {
+    r"/etc/prime-spark/[a-z-]+/credentials/[a-z_]+": {("0600", 0)},
+    r"/opt/prime-spark/stack/kafka/config/kafka/secret/[a-z.]+": {("0400", 1000)},
+    r"/opt/prime-spark/stack/timescale/config/timescale/secret/[a-z_]+": {("0400", 70)},
+}
+# systemd's own copies, for the service's user only, in a directory of that user.
+LOADED = r"/run/credentials/prime-spark-[a-z-]+\.service/[a-z_]+"
+
+
+@cache
+def secrets() -> dict[str, str]:
+    """Every secret in the vault of the lab, by name."""
+    found = {
+        key: str(value)
+        for name in members("all")
+        for key, value in variables(name).items()
+        if key.startswith("vault_")
+    }
+    assert found, "the inventory has no vault"
+    unusable = [
+        name for name, value in found.items() if not re.fullmatch("[A-Za-z0-9]{20,}", value)
+    ]
+    assert unusable == [], "the search takes secrets of letters and digits only"
+    return found
+
+
+@cache
+def seen_on(name: str) -> dict[str, Any]:
+    """Where secrets stand on a host."""
+    wanted = {
+        hashlib.sha256(value.encode()).hexdigest(): [key, len(value)]
+        for key, value in secrets().items()
+    }
+    return dict(probe(connect(name), "secrets", json.dumps(wanted)))
+
+
+@on("all")
+def test_secrets_stand_in_files_that_only_their_user_can_read(host: Host) -> None:
+    wrong = {}
+    for path, (names, mode, owner) in seen_on(name_of(host))["files"].items():
+        allowed = [modes for place, modes in PLACES.items() if re.fullmatch(place, path)]
+        loaded = re.fullmatch(LOADED, path) is not None and mode in {"0400", "0440"}
+        if not loaded and (mode, owner) not in set().union(*allowed):
+            wrong[path] = (names, mode, owner)
+    assert wrong == {}
+
+
+@on("all")
+def test_a_host_has_the_secrets_that_its_groups_need_and_no_other(host: Host) -> None:
+    """Also shows that the search finds what is there."""
+    name = name_of(host)
+    needed = {key for group, keys in NEEDED.items() if name in members(group) for key in keys}
+    found = {key for names, _, _ in seen_on(name)["files"].values() for key in names}
+    assert found == needed
+
+
+@on("all")
+def test_no_process_has_a_secret_in_its_arguments_or_environment(host: Host) -> None:
+    assert seen_on(name_of(host))["processes"] == {}
+
+
+@on("docker")
+def test_docker_tells_no_secret(host: Host) -> None:
+    assert seen_on(name_of(host))["docker"] == []
+
+
+def test_no_secret_is_on_the_controller_outside_of_the_vault() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=fleet.ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
+    files = [fleet.ROOT / name.decode() for name in listed.split(b"\0") if name]
+    for place in (fleet.LAB / "logs", fleet.LAB / "ssh", Path.home() / ".ansible"):
+        files += place.rglob("*")
+    values = {key: value.encode() for key, value in secrets().items()}
+    read, found = 0, []
+    for path in files:
+        if path.is_file():
+            read += 1
+            data = path.read_bytes()
+            found += [(key, str(path)) for key, value in values.items() if value in data]
+    assert found == []
+    assert read > 100
+
+
+def test_the_vault_is_encrypted_and_private() -> None:
+    directory = fleet.LAB / "secrets"
+    assert directory.stat().st_mode & 0o077 == 0
+    for path in directory.iterdir():
+        assert path.stat().st_mode & 0o177 == 0, path
+    assert (directory / "vault.yml").read_text().startswith("$ANSIBLE_VAULT;")
