@@ -21,7 +21,7 @@ demo: lab-up ## The whole fleet as real hosts on this machine, provisioned by si
 site: $(VENV)/.ready ## Run site.yml on the lab, ARGS="--tags wireguard --limit primecore1"
 	ansible-playbook site.yml $(ARGS)
 
-test: check test-services test-fleet test-lab ## Everything: what CI runs
+test: check test-services lab-destroy test-fleet test-lab ## Everything, from bare hosts: what CI runs
 
 check: $(VENV)/.ready ## Lint, types and unit tests; no servers, no root
 	tools/check
