@@ -79,7 +79,7 @@ def test_what_is_not_listed_goes(kafka: KafkaServer, tmp_path: Path) -> None:
         "grow topic one from 2 to 3 partitions",
         "configure topic one: retention.ms=7200000",
         "reset configuration of topic one: cleanup.policy",
-        "delete user writer",
+        "disable user writer",
         "take away User:reader READ on TOPIC one",
     ]
     assert not can_log_in(kafka, "writer", USERS["writer"])
@@ -87,6 +87,26 @@ def test_what_is_not_listed_goes(kafka: KafkaServer, tmp_path: Path) -> None:
     purging = kafka_admin(kafka, tmp_path, topics=fewer, purge_topics=True, **options)
     assert purging.answer("apply")["changes"] == ["delete topic two"]
     assert purging.answer("apply")["changes"] == []
+
+
+def test_disabled_user_comes_back(kafka: KafkaServer, tmp_path: Path) -> None:
+    kafka_admin(kafka, tmp_path, users=USERS).answer("apply")
+    none = kafka_admin(kafka, tmp_path)
+    assert none.answer("apply")["changes"] == ["disable user reader", "disable user writer"]
+    assert none.answer("apply")["changes"] == []
+    back = kafka_admin(kafka, tmp_path, users=USERS)
+    assert back.answer("apply")["changes"] == ["create user reader", "create user writer"]
+    assert can_log_in(kafka, "reader", USERS["reader"])
+
+
+def test_users_survive_a_restart_after_others_have_gone(kafka: KafkaServer, tmp_path: Path) -> None:
+    # Of so many names some lie before the administrator's in Kafka's hash map, whatever it is.
+    kafka_admin(kafka, tmp_path, users={f"u{n}": "x" for n in range(16)}).answer("apply")
+    kafka_admin(kafka, tmp_path, users=USERS).answer("apply")
+    kafka.kill()
+    kafka.start()  # returns once the administrator can log in
+    assert can_log_in(kafka, "reader", USERS["reader"])
+    assert not can_log_in(kafka, "u5", "x")
 
 
 def test_refuses_to_shrink_and_unknown_configuration(kafka: KafkaServer, tmp_path: Path) -> None:

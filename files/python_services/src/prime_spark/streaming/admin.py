@@ -2,10 +2,16 @@
 
 Everything is compared first, so a run on a cluster that matches changes nothing and says so. A
 password cannot be read back: whether a user's is the right one is found out by logging in.
+
+A user who is no longer listed is disabled, not deleted: it gets a password that nobody knows, and
+an iteration count by which it is recognised. Kafka up to 4.3 may lose all SCRAM users at a restart
+when its metadata log contains a deletion (`ScramDelta.apply` drops the map it is still filling
+when it meets a deleted user first), and then nobody can log in any more.
 """
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +33,6 @@ from kafka.admin import (
     ResourcePatternFilter,
     ResourceType,
     ScramMechanism,
-    UserScramCredentialDeletion,
     UserScramCredentialUpsertion,
 )
 from kafka.errors import KafkaError
@@ -48,6 +53,7 @@ from prime_spark.config import (
 from prime_spark.streaming.scram import can_log_in
 
 _ITERATIONS = 8192
+_DISABLED_ITERATIONS = 4099  # marks a disabled user; no other tool picks such a number
 _LOGIN_SECONDS = 10.0
 _INTERNAL_PREFIX = "__"  # __consumer_offsets and the like belong to Kafka
 
@@ -197,26 +203,26 @@ class ClusterAdmin:
     # -- users --------------------------------------------------------------------------------
 
     def _user_changes(self) -> Iterator[Change]:
-        existing = {
-            name: {entry["mechanism"] for entry in answer["credential_infos"]}
+        iterations = {
+            name: {entry["mechanism"]: entry["iterations"] for entry in answer["credential_infos"]}
             for name, answer in self._client.describe_user_scram_credentials().items()
         }
+        active = {
+            name: {mechanism for mechanism, count in own.items() if count != _DISABLED_ITERATIONS}
+            for name, own in iterations.items()
+        }
         for name, password in sorted(self._passwords.items()):
-            if self._mechanism not in existing.get(name, set()):
+            if self._mechanism not in active.get(name, set()):
                 sentence = f"create user {name}"
             elif not self._can_log_in(name, password):
                 sentence = f"change the password of user {name}"
             else:
                 continue
             yield Change(sentence, partial(self._set_password, name, password))
-        for name, mechanisms in sorted(existing.items()):
+        for name, mechanisms in sorted(active.items()):
             # Never the account this very run depends on.
-            if name in self._passwords or name == self._config.username:
-                continue
-            yield Change(
-                f"delete user {name}",
-                partial(self._delete_user, name, mechanisms),
-            )
+            if mechanisms and name not in self._passwords and name != self._config.username:
+                yield Change(f"disable user {name}", partial(self._disable_user, name, mechanisms))
 
     def _can_log_in(self, name: str, password: str) -> bool:
         return _log_in(self._config, name, password, time.monotonic() + _LOGIN_SECONDS)
@@ -232,9 +238,14 @@ class ClusterAdmin:
                 raise AdminError(f"user {name} still cannot log in with the new password")
             time.sleep(0.1)
 
-    def _delete_user(self, name: str, mechanisms: set[ScramMechanism]) -> None:
+    def _disable_user(self, name: str, mechanisms: set[ScramMechanism]) -> None:
         self._alter_users(
-            [UserScramCredentialDeletion(name, mechanism) for mechanism in sorted(mechanisms)]
+            [
+                UserScramCredentialUpsertion(
+                    name, mechanism, secrets.token_urlsafe(48), iterations=_DISABLED_ITERATIONS
+                )
+                for mechanism in sorted(mechanisms)
+            ]
         )
 
     def _alter_users(self, alterations: list[Any]) -> None:
