@@ -112,7 +112,7 @@ def test_the_key_is_for_root_only_and_the_server_is_pinned(host: Host) -> None:
 @pytest.fixture
 def key() -> Iterator[str]:
     """A key for an object on the share; the object is removed afterwards."""
-    name = f"fleet-test/{uuid.uuid4()}"
+    name = f"fleet-test-{uuid.uuid4()}"
     yield name
     storage(connect(CLIENTS[0]), "delete", name)
 
@@ -138,7 +138,7 @@ def look_at_a_dead_share(name: str) -> None:
     elapsed = time.monotonic() - started
     assert answer.rc != 0, f"{name} lists a share that is away"
     assert elapsed < DEAD_SECONDS, f"{name} waited {elapsed:.0f} s"
-    refused = storage(host, "store", "fleet-test/dead", "x")
+    refused = storage(host, "store", "fleet-test-dead", "x")
     assert refused.get("error") in {"NASUnavailableError", "NASError"}, refused
     assert shell(host, "systemctl is-active prime-spark-telemetry.service") == "active"
 

@@ -26,7 +26,7 @@ from lab.servers import KafkaServer, PostgresServer
 T = TypeVar("T")
 
 
-def eventually(probe: Callable[[], T], seconds: float = 30.0, what: str = "") -> T:
+def eventually(probe: Callable[[], T | None], seconds: float = 30.0, what: str = "") -> T:
     """Return the first truthy value of `probe`; fail with its last value after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:

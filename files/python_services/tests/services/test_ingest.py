@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,10 @@ def test_a_message_that_comes_twice_is_one_row(path: Pipeline) -> None:
         assert ingest.metric("prime_spark_ingest_rows_total") == 100
 
 
+def progressed(path: Pipeline, rows: int) -> bool:
+    return path.count() > rows
+
+
 def test_killed_in_the_middle_loses_and_doubles_nothing(path: Pipeline) -> None:
     total = 4000
     with producer(path.kafka) as client, running(path.command) as ingest:
@@ -193,7 +198,7 @@ def test_killed_in_the_middle_loses_and_doubles_nothing(path: Pipeline) -> None:
             send_samples(client, path.telemetry, range(start, start + 500))
             client.flush()
             if start % 1000 == 0:
-                eventually(lambda start=start: path.count() > start, what="progress")
+                eventually(partial(progressed, path, start))
                 ingest.kill()
                 ingest.start()
         eventually(lambda: path.count() >= 2 * total, 60, "all rows")

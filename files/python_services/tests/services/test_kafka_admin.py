@@ -72,7 +72,7 @@ def test_changed_password_is_found_and_replaced(kafka: KafkaServer, tmp_path: Pa
 def test_what_is_not_listed_goes(kafka: KafkaServer, tmp_path: Path) -> None:
     kafka_admin(kafka, tmp_path, topics=TOPICS, users=USERS, acls=ACLS).answer("apply")
     fewer = {"one": {"partitions": 3, "configs": {"retention.ms": "7200000"}}}
-    options = {"users": {"reader": USERS["reader"]}, "acls": ACLS[1:]}
+    options: dict[str, Any] = {"users": {"reader": USERS["reader"]}, "acls": ACLS[1:]}
 
     kept = kafka_admin(kafka, tmp_path, topics=fewer, **options).answer("apply")
     assert kept["changes"] == [

@@ -185,7 +185,7 @@ def test_newest_sample_is_in_redis(host: Host, redis: RedisServer) -> None:
         first = eventually(lambda: client.hgetall("metrics:host-1"))
         assert set(first) == {"cpu", "memory", "disk", "time"}
         assert 0 <= float(first["memory"]) <= 100
-        eventually(lambda: client.hget("metrics:host-1", "time") > first["time"])
+        eventually(lambda: str(client.hget("metrics:host-1", "time")) > str(first["time"]))
         assert client.ttl("metrics:host-1") > 3600
 
         redis.kill()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,12 +63,13 @@ def test_unsafe_keys(nas: NASStorage, key: str) -> None:
 
 def test_absent_mount_is_never_written_under(tmp_path: Path) -> None:
     nas = NASStorage(tmp_path)
-    for action in (
+    actions: list[Callable[[], object]] = [
         lambda: nas.store("a", b"x"),
         lambda: nas.retrieve("a"),
         lambda: nas.delete("a"),
         nas.keys,
-    ):
+    ]
+    for action in actions:
         with pytest.raises(NASUnavailableError, match="not mounted"):
             action()
     assert list(tmp_path.iterdir()) == []
