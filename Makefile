@@ -7,7 +7,7 @@ LAB := $(PY) -m lab
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help demo site test check test-services test-fleet test-lab lab-up lab-down lab-destroy \
-        lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools bench-converge secrets lock
+        lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools bench-converge bench-ingest secrets lock
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -70,6 +70,10 @@ lab-heal: $(VENV)/.ready ## Undo lab-cut
 
 bench-converge: $(VENV)/.ready ## Second run of site.yml on the lab: changes, seconds, remote module runs
 	$(PY) tools/bench_converge.py
+
+bench-ingest: $(VENV)/.ready lab-tools ## Rows per second from real Kafka into real TimescaleDB on this machine
+	$(PY) -m lab.images
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_ingest.py
 
 secrets: $(VENV)/.ready ## Make the secrets an inventory lacks: make secrets INVENTORY=inventories/production
 	$(PY) tools/make_secrets.py --inventory $(or $(INVENTORY),inventories/lab)

@@ -282,6 +282,11 @@ def up(options: argparse.Namespace) -> int:
     return 0
 
 
+def _may_take_over(asked: bool) -> bool:
+    """Whether another checkout's living lab may be stopped: when asked to, and in CI."""
+    return asked or os.environ.get("CI") == "true"
+
+
 def _take_over(allowed: bool, progress: Progress) -> None:
     """Deal with the lab of another checkout: refuse a living one unless told otherwise."""
     owner = living_owner()
@@ -293,7 +298,7 @@ def _take_over(allowed: bool, progress: Progress) -> None:
         if SOCKET.exists():
             return
         progress("the supervisor has no control socket any more, starting it anew")
-    elif not allowed and os.environ.get("CI") != "true":
+    elif not _may_take_over(allowed):
         raise LabError(
             f"a lab is running from {owner['checkout']} (pid {owner['pid']}). Stop it there with "
             "`make lab-down`, or take it over with `python3 -m lab up --takeover`"
@@ -355,7 +360,7 @@ def down(options: argparse.Namespace) -> int:
 def _down(takeover: bool, progress: Progress) -> None:
     owner = living_owner()
     if owner is not None:
-        if owner["checkout"] != str(CHECKOUT) and not takeover:
+        if owner["checkout"] != str(CHECKOUT) and not _may_take_over(takeover):
             _mine()
         _stop(owner, progress)
     _clean_up()
