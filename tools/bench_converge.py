@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# -vvv names every command sent to a host. It slows the run by about a tenth of what it shows.
+# -vvv names every command sent to a host.
 COMMAND = [str(Path(sys.executable).parent / "ansible-playbook"), "site.yml", "-vvv"]
 
 
