@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import ansible.module_utils
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -20,9 +22,8 @@ def load(name: str, path: Path) -> ModuleType:
     return module
 
 
-# Modules import their helpers as ansible.module_utils.<name>.
-for path in sorted((ROOT / "plugins" / "module_utils").glob("*.py")):
-    load(f"ansible.module_utils.{path.stem}", path)
+# Modules import their helpers as ansible.module_utils.<name>, and helpers each other.
+ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
 for kind in ("modules", "filter", "action"):
     for path in sorted((ROOT / "plugins" / kind).glob("*.py")):
         load(f"prime_spark_{kind}.{path.stem}", path)

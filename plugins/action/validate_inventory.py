@@ -1,0 +1,187 @@
+"""Action ``validate_inventory``: judge the whole inventory before any host is contacted.
+
+Runs on the controller alone. What a role will see on a host is worked out here as the role would:
+the inventory's variable, else the role's default, templated for that host; then every input is
+held against the role's argument specification, and the fleet as a whole against what its parts
+need from each other. Nothing that only a host can tell is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+from ansible.template import trust_as_template
+from ansible.utils.vars import load_extra_vars
+
+# Ansible makes module_utils importable on hosts only, not for its own plugins.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+
+from prime_spark_inventory import Fleet, Role, judge
+from prime_spark_inventory.addresses import listening
+from prime_spark_inventory.fleet import SECRET, expected
+from prime_spark_inventory.values import check_value
+
+MISSING = re.compile(r"'(\w+)' is undefined")
+
+
+class ActionModule(ActionBase):
+    """Arguments: ``needs`` (role to the roles it needs; ``name@host`` means on the same host),
+    ``single`` (roles that one host at most may have), ``units`` (role to the unit that listens on
+    its port). Returns ``ports``: by host, what its roles will listen on."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        fleet = self.fleet(variables)
+        judge(
+            fleet,
+            needs=self._task.args.get("needs", {}),
+            single=self._task.args.get("single", []),
+            secrets=self.gather(fleet, variables["hostvars"]),
+            remedy=self.remedy(variables),
+        )
+        # Shown once, a line each: Ansible repeats a failure's message and folds its lines.
+        if lines := fleet.lines():
+            self._display.display("\n".join(lines), "red" if fleet.refusals else "bright purple")
+        result["changed"] = False
+        if fleet.refusals:
+            count = len(fleet.refusals)
+            things = "1 mistake" if count == 1 else f"{count} mistakes"
+            msg = f"the inventory has {things}, see the lines above; no host was contacted"
+            result.update(failed=True, msg=msg)
+        else:
+            result["ports"] = listening(fleet, self._task.args.get("units", {}))
+        return result
+
+    def remedy(self, task_vars: Mapping[str, Any]) -> str:
+        """The command that makes a secret, with the inventory's directory as one types it."""
+        if "lab_directory" in task_vars:
+            return "make lab-up"  # The lab's secrets lie beside its disks and come with them.
+        directory = str(task_vars.get("inventory_dir") or "")
+        below = os.path.relpath(directory) if directory else "…"
+        return f"make secrets INVENTORY={directory if below.startswith('..') else below}"
+
+    def fleet(self, task_vars: Mapping[str, Any]) -> Fleet:
+        """Roles from their files, groups and variables from the inventory (and ``-e``)."""
+        directory = self.roles_directory()
+        roles = {}
+        for name in sorted(os.listdir(directory)):
+            options = self.read(f"{directory}/{name}/meta/argument_specs.yml")
+            defaults = self.read(f"{directory}/{name}/defaults/main.yml")
+            if options:
+                main = options["argument_specs"]["main"]
+                roles[name] = Role(name, dict(main.get("options") or {}), dict(defaults or {}))
+        groups = {
+            name: sorted(hosts)
+            for name, hosts in task_vars["groups"].items()
+            if name not in ("all", "ungrouped")
+        }
+        hostvars = task_vars["hostvars"]
+        raw = {host: dict(hostvars.raw_get(host)) for host in sorted(task_vars["groups"]["all"])}
+        return Fleet(roles, groups, raw, set(load_extra_vars(self._loader)))
+
+    def roles_directory(self) -> str:
+        """``roles`` of the repository, wherever the playbook lies."""
+        directory = self._loader.get_basedir()
+        while not os.path.isdir(f"{directory}/roles"):
+            if directory == os.path.dirname(directory):
+                raise AnsibleError(f"no directory `roles` above {self._loader.get_basedir()}")
+            directory = os.path.dirname(directory)
+        return f"{directory}/roles"
+
+    def read(self, path: str) -> Any:
+        if not os.path.exists(path):
+            return None
+        with open(path, encoding="utf-8") as stream:
+            return yaml.safe_load(stream)
+
+    def gather(self, fleet: Fleet, hostvars: Any) -> set[str]:
+        """Fill ``fleet.values``; returns the names of the secrets that roles need."""
+        secrets: set[str] = set()
+        for host, raw in fleet.raw.items():
+            fleet.values[host] = {}
+            for role in fleet.roles.values():
+                if host not in fleet.groups.get(role.name, []):
+                    continue
+                secrets |= set(re.findall(r"\b(vault_\w+)\b(?! \| default)", str(role.defaults)))
+                defaults = {
+                    key: trust_as_template(value) if isinstance(value, str) else tagged(value)
+                    for key, value in role.defaults.items()
+                }
+                templar = self._templar.copy_with_new_env(
+                    available_variables={**defaults, **raw, "hostvars": hostvars}
+                )
+                for name, option in role.options.items():
+                    found = self.value(fleet, host, name, option, {**defaults, **raw}, templar)
+                    if found is not UNUSABLE:
+                        fleet.values[host][name] = found
+        return secrets
+
+    def value(
+        self,
+        fleet: Fleet,
+        host: str,
+        name: str,
+        option: Mapping[str, Any],
+        variables: Mapping[str, Any],
+        templar: Any,
+    ) -> Any:
+        """One input as the role would see it, or ``UNUSABLE`` after a refusal."""
+        if name not in variables:
+            if option.get("required"):
+                fleet.refuse(host, f"{name} is not set, expected {expected(option)}")
+            return UNUSABLE
+        try:
+            value = templar.template(variables[name])
+        except AnsibleError as error:
+            found = MISSING.search(str(error))
+            missing = found[1] if found else ""
+            if missing.startswith("ansible_facts"):
+                return UNUSABLE  # Only the host can tell.
+            if missing.startswith("vault_"):
+                fleet.missing.setdefault(missing, set()).add(f"{name} of {host}")
+            elif not is_required(fleet, missing):
+                # What a template was made of may be a secret.
+                why = (
+                    f"'{missing}' is undefined"
+                    if missing
+                    else "its template fails"
+                    if SECRET.search(name)
+                    else str(error).splitlines()[0]
+                )
+                fleet.refuse(host, f"{name} cannot be worked out: {why}")
+            return UNUSABLE
+        return value if check_value(fleet, host, name, option, value) else UNUSABLE
+
+
+UNUSABLE = object()
+
+
+def is_required(fleet: Fleet, name: str) -> bool:
+    """Whether an input is named by a refusal of its own where it is not set."""
+    return any(role.options.get(name, {}).get("required") for role in fleet.roles.values())
+
+
+def tagged(value: Any) -> Any:
+    """Mark every text within a default as a template of ours, as Ansible does for a role's file."""
+    transform: Callable[[Any], Any] = tagged
+    if isinstance(value, str):
+        return trust_as_template(value)
+    if isinstance(value, dict):
+        return {key: transform(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [transform(item) for item in value]
+    return value

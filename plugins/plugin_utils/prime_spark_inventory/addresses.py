@@ -1,0 +1,209 @@
+"""Addresses and networks: where they belong, apart, and claimed once."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+from .fleet import Fleet
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d+)$")
+
+
+def network(text: Any) -> Network | None:
+    try:
+        return ipaddress.ip_network(str(text))
+    except ValueError:
+        return None
+
+
+def address(text: Any) -> Address | None:
+    try:
+        return ipaddress.ip_address(str(text))
+    except ValueError:
+        return None
+
+
+def networks(fleet: Fleet, host: str, name: str, entries: list[Any]) -> Iterator[Network]:
+    """The networks of a list; refuses what is none."""
+    for entry in entries:
+        if (found := network(entry)) is not None:
+            yield found
+        else:
+            fleet.refuse(
+                host, f"{name} is {entry!r}, expected a network in CIDR notation like 10.8.0.0/24"
+            )
+
+
+def owners(pairs: list[tuple[Any, str]]) -> Iterator[tuple[Any, list[str]]]:
+    """Values that more than one host claims, with the hosts."""
+    found: dict[Any, list[str]] = {}
+    for value, host in pairs:
+        found.setdefault(value, []).append(host)
+    yield from ((value, hosts) for value, hosts in found.items() if len(hosts) > 1)
+
+
+def address_problem(name: str, given: Any, vpn: Network | None) -> str:
+    """Why a VPN address cannot be one; empty where it can."""
+    own = address(given)
+    if own is None:
+        return f"{name} is {given!r}, expected an address like 10.8.0.3 without a length"
+    if vpn is not None and own not in vpn:
+        return f"{name} is {own}, expected one within wireguard_network {vpn}"
+    if vpn is not None and vpn.num_addresses > 2 and own in (vpn[0], vpn[-1]):
+        return f"{name} is {own}, which wireguard_network {vpn} keeps for itself"
+    return ""
+
+
+def check_vpn(fleet: Fleet) -> None:
+    """One network, one hub with an endpoint, an address of its own for each host and device."""
+    hosts = fleet.of("wireguard")
+    ranges: dict[str, Network] = {}
+    for host in hosts:
+        values = fleet.values[host]
+        given = values.get("wireguard_network")
+        for found in networks(fleet, host, "wireguard_network", [given] if given else []):
+            ranges[host] = found
+        own = values.get("wireguard_address")
+        if own and (problem := address_problem("wireguard_address", own, ranges.get(host))):
+            fleet.refuse(host, problem)
+        for name in ("wireguard_endpoint", "wireguard_lan_endpoint"):
+            text = values.get(name)
+            match = ENDPOINT.match(str(text)) if text else None
+            if text and (match is None or not 1 <= int(match[2]) <= 65535):
+                fleet.refuse(host, f"{name} is {text!r}, expected ADDRESS:PORT")
+    if len(set(ranges.values())) > 1:
+        listed = ", ".join(sorted({str(found) for found in ranges.values()}))
+        fleet.refuse(
+            "wireguard", f"wireguard_network differs between hosts ({listed}), expected one"
+        )
+    claimed = [(fleet.values[h].get("wireguard_address"), h) for h in hosts]
+    for value, names in owners([pair for pair in claimed if pair[0]]):
+        fleet.refuse(
+            ", ".join(names), f"wireguard_address is {value} on each, expected one of its own"
+        )
+    check_hubs(fleet, hosts, ranges)
+    check_overlaps(fleet, set(ranges.values()))
+
+
+def check_hubs(fleet: Fleet, hosts: list[str], ranges: Mapping[str, Network]) -> None:
+    """One hub, which the others can reach, and the devices that it lets in."""
+    hubs = [host for host in hosts if fleet.values[host].get("wireguard_role") == "hub"]
+    if hosts and len(hubs) != 1:
+        given = ", ".join(hubs) or "none"
+        fleet.refuse(
+            "wireguard", f"the hubs (wireguard_role: hub) are {given}, expected exactly one"
+        )
+    for hub in hubs:
+        if len(hosts) > 1 and not fleet.values[hub].get("wireguard_endpoint"):
+            fleet.refuse(
+                hub,
+                "wireguard_endpoint is empty, expected the address and port by which the other "
+                "hosts reach this hub, such as 198.51.100.2:51820",
+            )
+        taken = {fleet.values[host].get("wireguard_address"): host for host in hosts}
+        for client in fleet.values[hub].get("wireguard_clients") or []:
+            name, given = str(client.get("name")), client.get("address")
+            problem = address_problem(f"the address of {name}", given, ranges.get(hub))
+            if not problem and given in taken:
+                problem = f"the address of {name} is {given}, which {taken[given]} has"
+            if not problem and name in taken.values():
+                problem = f"{name} is the name of another peer, expected one of its own"
+            if problem:
+                fleet.refuse(hub, f"wireguard_clients: {problem}")
+            taken.setdefault(given, name)
+
+
+def within(place: Network | Address, found: Network) -> bool:
+    """Whether an address or a part of a network lies in a network."""
+    if isinstance(place, (ipaddress.IPv4Network, ipaddress.IPv6Network)):
+        return found.overlaps(place)
+    return place in found
+
+
+def places(fleet: Fleet) -> list[tuple[str, str, Network | Address]]:
+    """Host, variable and value of what lies outside the VPN and outside containers."""
+    found: list[tuple[str, str, Network | Address]] = []
+    for host, variables in fleet.raw.items():
+        values = {**variables, **fleet.values.get(host, {})}
+        for name in ("ansible_host", "nas_server"):
+            own = address(values.get(name))
+            # A host may be managed through the VPN: then it is its own VPN address.
+            if own is not None and str(own) != str(values.get("wireguard_address")):
+                found.append((host, name, own))
+        lan = ENDPOINT.match(str(values.get("wireguard_lan_endpoint", "")))
+        if lan and (own := address(lan[1])):
+            found.append((host, "wireguard_lan_endpoint", own))
+        listed = values.get("nas_server_networks") or []
+        if isinstance(listed, list):
+            name = "nas_server_networks"
+            found += [(host, name, net) for net in networks(fleet, host, name, listed)]
+    return found
+
+
+def check_overlaps(fleet: Fleet, vpns: set[Network]) -> None:
+    """VPN, LANs and container networks are apart."""
+    elsewhere = places(fleet)
+    for host, name, place in elsewhere:
+        for vpn in vpns:
+            if within(place, vpn):
+                fleet.refuse(
+                    host,
+                    f"{name} is {place}, which lies in the VPN's range wireguard_network {vpn}",
+                )
+    for host in fleet.of("docker"):
+        pools = fleet.values[host].get("docker_address_pools") or []
+        bases = [pool.get("base") for pool in pools if isinstance(pool, dict)]
+        for pool in networks(fleet, host, "docker_address_pools", bases):
+            for vpn in vpns:
+                if pool.overlaps(vpn):
+                    fleet.refuse(
+                        host, f"docker_address_pools has {pool}, which overlaps the VPN's {vpn}"
+                    )
+            for _, name, place in elsewhere:
+                if within(place, pool):
+                    fleet.refuse(
+                        host, f"docker_address_pools has {pool}, which holds {name} {place}"
+                    )
+
+
+def check_owners(fleet: Fleet) -> None:
+    """Hosts, devices and ports that must not be claimed twice."""
+    reached = [(v.get("ansible_host"), h) for h, v in fleet.raw.items() if v.get("ansible_host")]
+    for value, names in owners(reached):
+        fleet.refuse(", ".join(names), f"ansible_host is {value} on each, expected one of its own")
+    devices = [(fleet.values[h].get("telemetry_device_id"), h) for h in fleet.of("telemetry")]
+    for value, names in owners([pair for pair in devices if pair[0]]):
+        fleet.refuse(
+            ", ".join(names), f"telemetry_device_id is {value!r} on each, expected one of its own"
+        )
+    for host, values in fleet.values.items():
+        ports = [
+            (port, name)
+            for name, port in values.items()
+            if name.endswith("_port")
+            and name != "wireguard_port"
+            and host in fleet.of(name.removesuffix("_port"))
+        ]
+        for value, names in owners(ports):
+            fleet.refuse(
+                host, f"{' and '.join(sorted(names))} are both {value}, expected two ports"
+            )
+
+
+def listening(fleet: Fleet, units: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """What each host will listen on, and whose process that will be."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for role, unit in units.items():
+        for host in fleet.of(role):
+            values = fleet.values[host]
+            port, place = values.get(f"{role}_port"), values.get(f"{role}_listen_address")
+            if port and address(place):
+                entry = {"role": role, "port": port, "address": place, "unit": unit}
+                found.setdefault(host, []).append(entry)
+    return found
