@@ -33,7 +33,9 @@ class ActionModule(ActionBase):
 
     Arguments: ``hosts`` (names), ``health`` (host to the result of host_health), ``telemetry``
     (device to age in seconds), ``devices`` (who has to have telemetry), ``fresh`` (seconds),
-    ``roles`` (names, in the order to show), ``groups`` (host to its groups).
+    ``roles`` (names, in the order to show), ``groups`` (host to its groups), ``deferred`` (hosts
+    that were away when the run began), ``telemetry_waits_for`` (those of them without whom no
+    telemetry arrives).
     """
 
     TRANSFERS_FILES = False
@@ -45,17 +47,25 @@ class ActionModule(ActionBase):
         args = self._task.args
         rows, problems = [], []
         skipped: dict[str, list[str]] = {}
+        deferred: list[str] = []
+        waits_for = ", ".join(args["telemetry_waits_for"])
         for host in args["hosts"]:
             health = args["health"].get(host)
             roles = ", ".join(role for role in args["roles"] if role in args["groups"][host])
+            if host in args["deferred"]:
+                rows.append({**dict.fromkeys(COLUMNS, "?"), "host": host, "roles": roles})
+                deferred.append(f"{host}: it was unreachable, the next run catches it up")
+                continue
             if not isinstance(health, dict) or "seen" not in health:
-                problems.append(f"{host}: not reached, nothing is known of it")
+                problems.append(f"{host}: failed earlier in this run, nothing more is known of it")
                 rows.append({**dict.fromkeys(COLUMNS, "?"), "host": host, "roles": roles})
                 continue
             seen = health["seen"]
             trouble = list(health["problems"])
             telemetry = "-"
-            if host in args["devices"]:
+            if host in args["devices"] and waits_for:
+                telemetry = f"waits for {waits_for}"
+            elif host in args["devices"]:
                 age = args["telemetry"].get(host)
                 telemetry = "none" if age is None else f"{float(age):.0f} s ago"
                 if age is None or float(age) > float(args["fresh"]):
@@ -75,11 +85,15 @@ class ActionModule(ActionBase):
                 }
             )
             problems += [f"{host}: {sentence}" for sentence in trouble]
+            deferred += [f"{host}: {sentence}" for sentence in health.get("deferred", [])]
             for sentence in health["skipped"]:
                 skipped.setdefault(sentence, []).append(host)
         lines = ["", *table(rows, shutil.get_terminal_size((160, 24)).columns)]
         lines += [f"skipped  {what} [{', '.join(hosts)}]" for what, hosts in skipped.items()]
-        lines += [f"WRONG    {sentence}" for sentence in problems] or ["all well"]
+        lines += [f"deferred {sentence}" for sentence in deferred]
+        lines += [f"WRONG    {sentence}" for sentence in problems]
+        if not problems:
+            lines.append("all others well" if deferred else "all well")
         self._display.display("\n".join(lines) + "\n")
         result.update(changed=False)
         if problems:

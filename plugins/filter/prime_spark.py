@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -14,6 +15,22 @@ def credential_files(secrets: dict[str, str], directory: str) -> list[dict[str, 
         {"path": f"{directory}/{name}", "content": str(secret)}
         for name, secret in sorted(secrets.items())
     ]
+
+
+def absent_servers(
+    servers: Mapping[str, list[str]], hostvars: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """Of what a service depends on, by name, the hosts that were unreachable when the run began.
+
+    Of a host outside the run (``--limit``) nothing is known: it counts as there.
+    """
+    found = {
+        name: [
+            host for host in hosts if (hostvars[host].get("host_precheck") or {}).get("unreachable")
+        ]
+        for name, hosts in servers.items()
+    }
+    return {name: hosts for name, hosts in found.items() if hosts}
 
 
 def scram_verifier(password: str, user: str, iterations: int = 4096) -> str:
@@ -35,4 +52,8 @@ class FilterModule:
     """Registers the filters."""
 
     def filters(self) -> dict[str, Any]:
-        return {"credential_files": credential_files, "scram_verifier": scram_verifier}
+        return {
+            "absent_servers": absent_servers,
+            "credential_files": credential_files,
+            "scram_verifier": scram_verifier,
+        }

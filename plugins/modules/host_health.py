@@ -41,6 +41,16 @@ problems:
   type: list
   elements: str
   returned: always
+settled:
+  description: Those of RV(problems) that another look in the next seconds would not find gone.
+  type: list
+  elements: str
+  returned: always
+deferred:
+  description: What comes back by itself once another machine does, which is none of ours to mend.
+  type: list
+  elements: str
+  returned: always
 seen:
   description: Units, containers and mounts that are well, and the age of the VPN handshakes.
   type: dict
@@ -55,6 +65,7 @@ skipped:
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from typing import Any
@@ -116,13 +127,45 @@ def container_state(projects: list[str]) -> tuple[int, list[str], list[str]]:
     return well, problems, skipped
 
 
-def mount_problems(mounts: list[str]) -> tuple[list[str], list[str]]:
-    well, problems = [], []
+def unit_source(path: str) -> tuple[str, int]:
+    """Server and TCP port of the share that the mount unit of a path names; "" where none does."""
+    unit = output(["systemd-escape", "--path", "--suffix=mount", path])[1]
+    said = output(["systemctl", "cat", unit])[1]
+    settings = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    return share_server(settings.get("What", ""), settings.get("Type", ""))
+
+
+def share_server(what: str, kind: str) -> tuple[str, int]:
+    """Server and TCP port of `user@server:/share`, `server:/share` or `//server/share`."""
+    port = {"fuse.sshfs": 22, "nfs4": 2049, "cifs": 445}.get(kind, 0)
+    if kind == "cifs":
+        return what.removeprefix("//").split("/")[0], port
+    return what.rpartition("@")[2].rpartition(":/")[0], port
+
+
+def silent(server: str, port: int) -> bool:
+    """Whether a server does not answer; one that refuses to talk does."""
+    try:
+        socket.create_connection((server, port), timeout=3).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def mount_problems(mounts: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """The shares that are there, problems, and the shares that wait for their server."""
+    well, problems, deferred = [], [], []
     for path in mounts:
         # Looking inside triggers the automount; in a process of its own, since it may hang.
         status, said = output(["ls", path])
         if status != 0:
-            problems.append(f"{path} does not answer: {said}")
+            server, port = unit_source(path)
+            if server and port and silent(server, port):
+                deferred.append(f"{path} is away while {server} does not answer")
+            else:
+                problems.append(f"{path} does not answer: {said}")
             continue
         status, said = output(
             ["findmnt", "--noheadings", "--output", "FSTYPE", "--mountpoint", path]
@@ -132,7 +175,7 @@ def mount_problems(mounts: list[str]) -> tuple[list[str], list[str]]:
             problems.append(f"{path} has no share mounted")
         else:
             well.append(f"{path} ({kinds[-1].removeprefix('fuse.')})")
-    return well, problems
+    return well, problems, deferred
 
 
 def vpn_state(peers: list[str]) -> tuple[dict[str, int], list[str]]:
@@ -175,8 +218,10 @@ def main() -> None:
     containers, trouble, skipped = container_state(params["projects"])
     problems += trouble
     seen["containers"] = containers
-    seen["mounts"], trouble = mount_problems(params["mounts"])
+    seen["mounts"], trouble, deferred = mount_problems(params["mounts"])
     problems += trouble
+    # The look has tried to mount; each takes as long as a dead server's timeouts.
+    settled = trouble
     seen["handshakes"] = {}
     if params["vpn"]:
         seen["handshakes"], trouble = vpn_state(params["vpn_peers"])
@@ -185,7 +230,14 @@ def main() -> None:
         status, kind = output(["systemd-detect-virt", "--container"])
         if status == 0:
             skipped.append(f"kernel settings other than net.*: the host is a container ({kind})")
-    module.exit_json(changed=False, problems=problems, seen=seen, skipped=skipped)
+    module.exit_json(
+        changed=False,
+        problems=problems,
+        settled=settled,
+        deferred=deferred,
+        seen=seen,
+        skipped=skipped,
+    )
 
 
 if __name__ == "__main__":

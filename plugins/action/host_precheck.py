@@ -1,0 +1,87 @@
+"""Action side of ``host_precheck``: one clear line for a host that is away or cannot be used."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+
+# A host that has not answered by then is away; what comes later has the patience of ansible.cfg.
+CONNECT_SECONDS = 10
+
+
+def clock_problem(host: float, before: float, after: float, tolerance: float) -> str:
+    """A sentence when the host's clock was outside the span in which it was read."""
+    offset = host - after if host > after else host - before if host < before else 0.0
+    if abs(offset) <= tolerance:
+        return ""
+    direction = "ahead of" if offset > 0 else "behind"
+    return (
+        f"its clock is {abs(offset):.0f} s {direction} the controller's, expected at most "
+        f"{tolerance:.0f} s; let both keep time (systemd-timesyncd or chrony)"
+    )
+
+
+def reason(error: Exception) -> str:
+    """The last thing that ssh said, without what Ansible and ssh put around it."""
+    lines = [line.strip() for line in str(error).replace("\r", "").splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith("Connection closed by UNKNOWN")]
+    last = (said or lines or ["no reason given"])[-1].rsplit("over ssh: ", 1)[-1].rstrip(".")
+    # Behind a ProxyCommand ssh knows neither address nor port.
+    return last.replace("Connection to UNKNOWN port 65535", "connection")
+
+
+class ActionModule(ActionBase):
+    """Takes the module's options and ``clock_seconds``, the difference of clocks to allow."""
+
+    TRANSFERS_FILES = False
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        host = (task_vars or {})["inventory_hostname"]
+        arguments = dict(self._task.args)
+        tolerance = float(arguments.pop("clock_seconds", 5))
+        self.connect_anew()
+        before = time.time()
+        try:
+            seen = self._execute_module(module_args=arguments, task_vars=task_vars)
+        except AnsibleConnectionFailure as error:
+            return {**result, **self.deferred(host, reason(error))}
+        if seen.get("unreachable"):
+            return {**result, **self.deferred(host, seen.get("msg", ""))}
+        if seen.get("failed"):
+            return {**result, **seen}
+        problems = list(seen["problems"])
+        if problem := clock_problem(seen["time"], before, time.time(), tolerance):
+            problems.append(problem)
+        elif seen["synchronized"] is False:
+            self._display.warning(f"{host}: nothing keeps its clock in sync, which was right now")
+        result["changed"] = False
+        if problems:
+            sentences = "; ".join(problems)
+            result.update(failed=True, msg=f"{host}: {sentences}. Nothing on it was changed.")
+        else:
+            result["ansible_facts"] = seen["ansible_facts"]
+        return result
+
+    def connect_anew(self) -> None:
+        """Let one attempt decide, and no connection that an earlier run has left: on a host that
+        went away since, that one hangs until its keepalives have failed."""
+        if getattr(self._connection, "transport", "") == "ssh":
+            self._connection.set_option("timeout", CONNECT_SECONDS)
+            self._connection.set_option("reconnection_retries", 0)
+            self._connection.reset()
+
+    def deferred(self, host: str, why: str) -> dict[str, Any]:
+        """The result that takes the host out of the run, after a line that says so.
+
+        Ansible folds a long message and repeats what the host was asked, so it gets a short one.
+        """
+        self._display.display(
+            f"{host} is unreachable ({why}): deferred, the next run catches it up", "bright purple"
+        )
+        return {"unreachable": True, "msg": "deferred"}

@@ -1,0 +1,281 @@
+#!/usr/bin/python
+"""Ansible module: a host's facts, and what about it would make a run fail half way."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_precheck
+short_description: Read the facts that roles use and refuse a host that cannot be provisioned
+description:
+  - Reads only, and never a mount, so that a dead NAS holds up nothing.
+  - Use it through the action plugin of the same name, which compares the clocks and turns the
+    problems into a failure.
+options:
+  systems:
+    description: Supported distributions, name and major version.
+    type: list
+    elements: str
+    required: true
+  architectures:
+    description: Supported architectures.
+    type: list
+    elements: str
+    required: true
+  python:
+    description: Lowest version of Python.
+    type: str
+    required: true
+  memory_mb:
+    description: Memory that the host must have.
+    type: int
+    required: true
+  disk_mb:
+    description: Space that must be free below each of O(paths).
+    type: int
+    required: true
+  paths:
+    description: Directories that are written to; the nearest that exists is looked at.
+    type: list
+    elements: path
+    default: [/etc, /opt, /var/lib]
+  ports:
+    description: TCP ports that services of ours will listen on.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      port: {description: Number., type: int, required: true}
+      address: {description: Address to listen on., type: str, required: true}
+      role: {description: Role that needs it., type: str, required: true}
+      unit: {description: The unit whose process may hold it., type: str, required: true}
+"""
+
+RETURN = r"""
+problems:
+  description: One sentence for each reason not to provision this host.
+  type: list
+  elements: str
+  returned: always
+time:
+  description: The host's clock, in seconds since 1970.
+  type: float
+  returned: always
+synchronized:
+  description: Whether the system says that its clock is kept in sync; null where it cannot say.
+  type: bool
+  returned: always
+"""
+
+import ipaddress
+import os
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.facts import ansible_collector, default_collectors
+from ansible.module_utils.facts.namespace import PrefixFactNamespace
+
+# Not `mounts` and not `hardware`: a dead NAS would hang them.
+SUBSET = ["!all", "!min", "distribution", "platform", "python", "virtual", "service_mgr"]
+LISTEN = "0A"
+
+
+def collect(module: AnsibleModule) -> dict[str, Any]:
+    """The facts as ansible.builtin.setup would return them, without a second run."""
+    collector = ansible_collector.get_ansible_collector(
+        all_collector_classes=default_collectors.collectors,
+        namespace=PrefixFactNamespace(namespace_name="ansible", prefix="ansible_"),
+        gather_subset=SUBSET,
+        gather_timeout=10,
+        minimal_gather_subset=frozenset(),
+    )
+    return dict(collector.collect(module=module))
+
+
+def system_problems(facts: dict[str, Any], params: dict[str, Any]) -> list[str]:
+    """Distribution, architecture, init and Python against what is supported."""
+    found = []
+    system = (
+        f"{facts.get('ansible_distribution')} {facts.get('ansible_distribution_major_version')}"
+    )
+    if system not in params["systems"]:
+        found.append(f"it runs {system}, expected one of {', '.join(params['systems'])}")
+    machine = str(facts.get("ansible_architecture"))
+    if machine not in params["architectures"]:
+        expected = ", ".join(params["architectures"])
+        found.append(f"its architecture is {machine}, expected one of {expected}")
+    init = facts.get("ansible_service_mgr")
+    if init != "systemd":
+        found.append(f"its services are managed by {init}, expected systemd")
+    lowest = tuple(int(part) for part in params["python"].split("."))
+    if sys.version_info[:2] < lowest:
+        seen = ".".join(str(part) for part in sys.version_info[:3])
+        found.append(f"its {sys.executable} is {seen}, expected {params['python']} or newer")
+    return found
+
+
+def memory_problem(wanted: int, meminfo: str) -> list[str]:
+    """Compare /proc/meminfo with the memory wanted, in MB; firmware takes its part of a module."""
+    fields = dict(line.split(":", 1) for line in meminfo.splitlines() if ":" in line)
+    total = int(fields["MemTotal"].split()[0]) // 1024
+    if total >= wanted:
+        return []
+    return [f"it has {total} MB of memory, expected at least {wanted} MB for its roles"]
+
+
+def disk_problems(paths: list[str], wanted: int) -> list[str]:
+    """Free space in MB and the right to write, once for each file system."""
+    found, seen = [], set()
+    for path in paths:
+        while not os.path.isdir(path):
+            path = os.path.dirname(path)
+        status = os.statvfs(path)
+        device = os.stat(path).st_dev
+        if device in seen:
+            continue
+        seen.add(device)
+        free = status.f_bavail * status.f_frsize // 2**20
+        if status.f_flag & os.ST_RDONLY:
+            found.append(f"{path} is mounted read-only, expected a file system to write to")
+        elif free < wanted:
+            found.append(
+                f"{free} MB are free below {path}, expected at least {wanted} MB; "
+                "`journalctl --vacuum-size=100M` and `apt-get clean` free some"
+            )
+    return found
+
+
+def listeners(table: str, numbers: set[int]) -> list[tuple[str, int, str]]:
+    """Address, port and inode of the sockets of /proc/net/tcp or tcp6 that listen on a port."""
+    found = []
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 10 or fields[3] != LISTEN:
+            continue
+        raw, _, port = fields[1].rpartition(":")
+        if int(port, 16) not in numbers:
+            continue
+        # Words of 32 bits in the machine's byte order.
+        packed = b"".join(
+            int(raw[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(raw), 8)
+        )
+        found.append((str(ipaddress.ip_address(packed)), int(port, 16), fields[9]))
+    return found
+
+
+def holders(inodes: set[str]) -> dict[str, tuple[str, str]]:
+    """Inode to the command and the cgroup of the process that holds the socket."""
+    found: dict[str, tuple[str, str]] = {}
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+            held = [inode for link, inode in wanted.items() if link in links]
+            if held:
+                with open(f"/proc/{pid}/comm", encoding="utf-8") as stream:
+                    command = stream.read().strip()
+                with open(f"/proc/{pid}/cgroup", encoding="utf-8") as stream:
+                    found.update(dict.fromkeys(held, (f"{command} ({pid})", stream.read())))
+        except OSError:
+            continue  # It ended meanwhile.
+    return found
+
+
+def conflict(wanted: str, taken: str) -> bool:
+    """Whether a socket on ``taken`` keeps another from listening on ``wanted``."""
+    addresses = (ipaddress.ip_address(wanted), ipaddress.ip_address(taken))
+    return addresses[0] == addresses[1] or any(a.is_unspecified for a in addresses)
+
+
+def port_problems(ports: list[dict[str, Any]]) -> list[str]:
+    """Ports that somebody else listens on; a service of ours may hold its own."""
+    if not ports:
+        return []
+    sockets = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as stream:
+                sockets += listeners(stream.read(), {entry["port"] for entry in ports})
+        except OSError:
+            continue  # A kernel without IPv6.
+    held = holders({inode for _, _, inode in sockets})
+    found = []
+    for entry in ports:
+        for address, port, inode in sockets:
+            if port != entry["port"] or not conflict(entry["address"], address):
+                continue
+            command, cgroup = held.get(inode, ("a program", ""))
+            if f"/{entry['unit']}" not in cgroup:
+                found.append(
+                    f"{command} listens on {address}:{port}, which {entry['role']} needs; "
+                    f"stop it or set {entry['role']}_port"
+                )
+    return found
+
+
+def synchronized() -> bool | None:
+    """What the system says of its clock."""
+    if shutil.which("timedatectl") is None:
+        return None
+    try:
+        done = subprocess.run(
+            ["timedatectl", "show", "--property", "NTPSynchronized", "--value"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return {"yes": True, "no": False}.get(done.stdout.strip())
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "systems": {"type": "list", "elements": "str", "required": True},
+            "architectures": {"type": "list", "elements": "str", "required": True},
+            "python": {"type": "str", "required": True},
+            "memory_mb": {"type": "int", "required": True},
+            "disk_mb": {"type": "int", "required": True},
+            "paths": {
+                "type": "list",
+                "elements": "path",
+                "default": ["/etc", "/opt", "/var/lib"],
+            },
+            "ports": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "port": {"type": "int", "required": True},
+                    "address": {"type": "str", "required": True},
+                    "role": {"type": "str", "required": True},
+                    "unit": {"type": "str", "required": True},
+                },
+            },
+        },
+        supports_check_mode=True,
+    )
+    params: dict[str, Any] = module.params
+    now = time.time()
+    facts = collect(module)
+    problems = system_problems(facts, params)
+    with open("/proc/meminfo", encoding="ascii") as stream:
+        problems += memory_problem(params["memory_mb"], stream.read())
+    problems += disk_problems(params["paths"], params["disk_mb"])
+    problems += port_problems(params["ports"])
+    module.exit_json(
+        changed=False,
+        ansible_facts=facts,
+        problems=problems,
+        time=now,
+        synchronized=synchronized(),
+    )
+
+
+if __name__ == "__main__":
+    main()

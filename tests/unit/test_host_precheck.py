@@ -1,0 +1,115 @@
+"""What makes a host unfit, from what its kernel and its clock say."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any
+
+import pytest
+
+ACTION: Any = sys.modules["prime_spark_action.host_precheck"]
+MODULE: Any = sys.modules["prime_spark_modules.host_precheck"]
+
+PARAMS = {
+    "systems": ["Debian 12", "Debian 13"],
+    "architectures": ["x86_64", "aarch64"],
+    "python": "3.11",
+}
+FACTS = {
+    "ansible_distribution": "Debian",
+    "ansible_distribution_major_version": "13",
+    "ansible_architecture": "aarch64",
+    "ansible_service_mgr": "systemd",
+}
+
+
+def test_a_supported_system_has_no_problem() -> None:
+    assert MODULE.system_problems(FACTS, PARAMS) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"ansible_distribution": "Fedora"},
+            "it runs Fedora 13, expected one of Debian 12, Debian 13",
+        ),
+        ({"ansible_architecture": "armv7l"}, "its architecture is armv7l, expected one of x86_64,"),
+        ({"ansible_service_mgr": "openrc"}, "its services are managed by openrc, expected systemd"),
+    ],
+)
+def test_an_unsupported_system_is_named(change: dict[str, str], sentence: str) -> None:
+    (problem,) = MODULE.system_problems({**FACTS, **change}, PARAMS)
+    assert problem.startswith(sentence)
+
+
+def test_python_has_to_be_new_enough() -> None:
+    (problem,) = MODULE.system_problems(FACTS, {**PARAMS, "python": "3.99"})
+    assert "expected 3.99 or newer" in problem
+
+
+def test_memory_is_compared_in_megabytes() -> None:
+    meminfo = "MemTotal:        1000448 kB\nMemFree: 1 kB\n"  # 977 MB, a module of 1 GB
+    assert MODULE.memory_problem(900, meminfo) == []
+    assert MODULE.memory_problem(1000, meminfo) == [
+        "it has 977 MB of memory, expected at least 1000 MB for its roles"
+    ]
+
+
+def test_a_full_disk_is_named_once_for_each_file_system(tmp_path: Any) -> None:
+    paths = [str(tmp_path / "not" / "yet"), str(tmp_path)]
+    assert MODULE.disk_problems(paths, 0) == []
+    (problem,) = MODULE.disk_problems(paths, 10**9)
+    assert f"free below {tmp_path}" in problem and "expected at least 1000000000 MB" in problem
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_foreign_program_on_a_port_is_found(family: socket.AddressFamily) -> None:
+    place = "127.0.0.1" if family == socket.AF_INET else "::"
+    with socket.socket(family) as server:
+        try:
+            server.bind((place, 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        server.listen()
+        port = server.getsockname()[1]
+        wanted = {"port": port, "address": "127.0.0.1", "role": "api", "unit": "x.service"}
+        (problem,) = MODULE.port_problems([wanted])
+        assert f":{port}, which api needs; stop it or set api_port" in problem
+        if family == socket.AF_INET:
+            assert MODULE.port_problems([{**wanted, "address": "127.0.0.2"}]) == []
+    assert MODULE.port_problems([wanted]) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "sentence"),
+    [
+        (100.5, ""),  # within the time that the question took
+        (97.0, ""),
+        (106.0, ""),
+        (90.0, "its clock is 10 s behind the controller's"),
+        (120.0, "its clock is 19 s ahead of the controller's"),
+    ],
+)
+def test_clocks_are_compared_with_what_the_question_took_allowed_for(
+    host: float, sentence: str
+) -> None:
+    found = ACTION.clock_problem(host, 100.0, 101.0, 5.0)
+    assert found.startswith(sentence) and bool(found) == bool(sentence)
+
+
+def test_the_reason_for_not_reaching_a_host_is_one_line() -> None:
+    said = (
+        'Data could not be sent to remote host "10.90.1.11". Make sure this host can be reached '
+        "over ssh: kex_exchange_identification: Connection closed by remote host\r\n"
+        "Connection closed by UNKNOWN port 65535\r\n"
+    )
+    assert ACTION.reason(Exception(said)) == (
+        "kex_exchange_identification: Connection closed by remote host"
+    )
+
+
+def test_a_proxy_that_ssh_cannot_name_is_left_out_of_the_reason() -> None:
+    said = "Failed to connect to the host via ssh: \nConnection to UNKNOWN port 65535 timed out\r\n"
+    assert ACTION.reason(Exception(said)) == "connection timed out"
