@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ name: wireguard
 short_description: Peers and pair keys of a WireGuard hub and its spokes
 """
 
+CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{43}=")
 # What a host says about itself, with the value that it has when it says nothing.
 FIELDS = {
     "wireguard_address": "",
@@ -88,6 +91,48 @@ def wireguard_neighbours(fleet: Mapping[str, Mapping[str, str]], host: str) -> l
     return [name for name in fleet if name != host] if host == hub else [hub]
 
 
+def wireguard_pair_keys(neighbours: list[str], host: str, seed: str) -> dict[str, str]:
+    """The preshared keys of a host's pairs, by the other host's name."""
+    return {name: wireguard_psk(seed, host, name) for name in neighbours}
+
+
+def wireguard_clients(
+    clients: list[Mapping[str, Any]], fleet: Mapping[str, Mapping[str, str]], network: str
+) -> list[dict[str, str]]:
+    """The devices that no playbook manages; refuses those that cannot work beside the fleet."""
+    whole = ipaddress.ip_network(network)
+    names, owners = set(fleet), {entry["address"]: name for name, entry in fleet.items()}
+    checked = []
+    for client in clients:
+        name = str(client.get("name", ""))
+        where = f"wireguard_clients: {name or client}"
+        if not CLIENT_NAME.fullmatch(name):
+            raise AnsibleFilterError(f"{where}: expected a name of letters, digits, - and _")
+        if name in names:
+            raise AnsibleFilterError(f"{where}: the name is that of a host or of another client")
+        given = str(client.get("address", ""))
+        try:
+            address = ipaddress.ip_address(given)
+        except ValueError:
+            raise AnsibleFilterError(
+                f"{where}: address is {given!r}, expected one like {whole.network_address + 100}"
+            ) from None
+        if address not in whole or address in (whole.network_address, whole.broadcast_address):
+            raise AnsibleFilterError(f"{where}: address is {given}, expected a host's in {network}")
+        other = owners.setdefault(str(address), name)
+        if other != name:
+            raise AnsibleFilterError(f"{where}: the address {given} is that of {other}")
+        key = str(client.get("public_key", ""))
+        if not PUBLIC_KEY.fullmatch(key):
+            raise AnsibleFilterError(
+                f"{where}: public_key is {key!r}, expected 44 characters of base64: "
+                f"`make wireguard-client NAME={name}` makes a key pair and enters it"
+            )
+        names.add(name)
+        checked.append({"name": name, "address": str(address), "public_key": key})
+    return checked
+
+
 def wireguard_peers(
     fleet: Mapping[str, Mapping[str, str]],
     host: str,
@@ -95,6 +140,7 @@ def wireguard_peers(
     seed: str,
     network: str,
     keepalive: int,
+    clients: list[Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """The peers of a host as the module ``wireguard_interface`` takes them (with pair keys)."""
     try:
@@ -122,6 +168,15 @@ def wireguard_peers(
             peer["endpoint"] = wireguard_hub_endpoint(fleet, host)
             peer["keepalive"] = keepalive
         peers.append(peer)
+    # Known to the hub alone: spokes reach them through it, as they reach each other.
+    for client in wireguard_clients(clients or [], fleet, network) if host == hub else ():
+        peers.append(
+            {
+                **client,
+                "preshared_key": wireguard_psk(seed, hub, client["name"]),
+                "allowed_ips": [f"{client['address']}/{whole.max_prefixlen}"],
+            }
+        )
     return peers
 
 
@@ -186,6 +241,39 @@ def wireguard_defer(
     return ""
 
 
+def wireguard_problem(
+    host: str,
+    hub: str,
+    hostvars: Mapping[str, Any],
+    views: list[Mapping[str, Any]],
+    hosts_of_run: list[str],
+    hosts_still_running: list[str],
+) -> str:
+    """Why a change under the timer cannot stay; empty where it can.
+
+    ``views`` is what peers said who were asked whether they reach this host. The hub decides for
+    all hosts of a run: where its change is taken back, theirs have to be.
+    """
+    own = hostvars[host]["__wireguard_seen"]
+    if own["problem"]:
+        return str(own["problem"])
+    if host != hub and hub in hosts_of_run:
+        if hub not in hosts_still_running:
+            return f"{hub} could not confirm its own change"
+        seen = hostvars[hub].get("__wireguard_seen") or {}
+        if seen.get("problem"):
+            return f"{hub} takes its own change back ({seen['problem']})"
+    asked = [view for view in views if not view.get("unreachable") and not view.get("skipped")]
+    if asked and not any(view.get("healthy") for view in asked):
+        others = f", nor from {len(asked) - 1} more" if len(asked) > 1 else ""
+        said = asked[0].get("msg", "no answer")
+        return (
+            "expected a peer to reach this host where it knows it, "
+            f"not so from {asked[0]['item']}{others}: {said}"
+        )
+    return ""
+
+
 def wireguard_waiting(deferred: list[str], read: list[Mapping[str, Any]]) -> list[str]:
     """One sentence for each peer that a later run has to catch up on."""
     sentences = [
@@ -205,6 +293,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         return {
+            "wireguard_clients": wireguard_clients,
             "wireguard_defer": wireguard_defer,
             "wireguard_fleet": wireguard_fleet,
             "wireguard_hub": wireguard_hub,
@@ -212,7 +301,9 @@ class FilterModule:
             "wireguard_keys": wireguard_keys,
             "wireguard_names": wireguard_names,
             "wireguard_neighbours": wireguard_neighbours,
+            "wireguard_pair_keys": wireguard_pair_keys,
             "wireguard_peers": wireguard_peers,
+            "wireguard_problem": wireguard_problem,
             "wireguard_psk": wireguard_psk,
             "wireguard_waiting": wireguard_waiting,
         }

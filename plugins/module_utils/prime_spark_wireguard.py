@@ -270,29 +270,30 @@ def parse_dump(text: str) -> Running:
     return Running(value(private), value(public), number(port), peers)
 
 
-def peer_differences(wanted: tuple[Peer, ...], running: dict[str, RunningPeer]) -> list[str]:
-    """What `wg syncconf` has to do to the running peers, one sentence each.
+def peer_difference(peer: Peer, running: dict[str, RunningPeer]) -> str:
+    """What has to be done to one peer, as a sentence; empty for nothing.
 
     The endpoint is left out: a peer that moved has another one than the file says, rightly.
     """
-    changes = []
-    for peer in wanted:
-        seen = running.get(peer.public_key)
-        if seen is None:
-            changes.append(f"add peer {peer.name}")
-            continue
-        differs = [
-            label
-            for label, same in (
-                ("preshared key", seen.preshared_key == peer.preshared_key),
-                ("allowed addresses", seen.allowed_ips == frozenset(peer.allowed_ips)),
-                ("keepalive", seen.keepalive == peer.keepalive),
-                ("endpoint", bool(seen.endpoint) or not peer.endpoint),
-            )
-            if not same
-        ]
-        if differs:
-            changes.append(f"{', '.join(differs)} of peer {peer.name}")
+    seen = running.get(peer.public_key)
+    if seen is None:
+        return f"add peer {peer.name}"
+    differs = [
+        label
+        for label, same in (
+            ("preshared key", seen.preshared_key == peer.preshared_key),
+            ("allowed addresses", seen.allowed_ips == frozenset(peer.allowed_ips)),
+            ("keepalive", seen.keepalive == peer.keepalive),
+            ("endpoint", bool(seen.endpoint) or not peer.endpoint),
+        )
+        if not same
+    ]
+    return f"{', '.join(differs)} of peer {peer.name}" if differs else ""
+
+
+def peer_differences(wanted: tuple[Peer, ...], running: dict[str, RunningPeer]) -> list[str]:
+    """What has to be done to the running peers, one sentence each."""
+    changes = [sentence for peer in wanted if (sentence := peer_difference(peer, running))]
     known = {peer.public_key for peer in wanted}
     changes += [f"remove peer {key}" for key in running if key not in known]
     return changes

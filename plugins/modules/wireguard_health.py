@@ -57,12 +57,11 @@ healthy:
 
 import json
 import os
-import socket
-import struct
 import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_ping import ping
 from ansible.module_utils.prime_spark_wireguard import (
     WireGuardError,
     known_peers,
@@ -71,39 +70,6 @@ from ansible.module_utils.prime_spark_wireguard import (
 )
 
 STATUS_AGE = 60
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total >> 16) + (total & 0xFFFF)
-    return ~(total + (total >> 16)) & 0xFFFF
-
-
-def echo_request(identifier: int, sequence: int) -> bytes:
-    body = b"prime-spark-vpn!"
-    head = struct.pack("!BBHHH", 8, 0, 0, identifier, sequence)
-    return struct.pack("!BBHHH", 8, 0, checksum(head + body), identifier, sequence) + body
-
-
-def ping(address: str, timeout: float = 1.0) -> float | None:
-    """Seconds until the address answered an ICMP echo, or None. Needs no ping program."""
-    identifier = os.getpid() & 0xFFFF
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
-        started = time.monotonic()
-        try:
-            raw.sendto(echo_request(identifier, 1), (address, 0))
-            while (left := started + timeout - time.monotonic()) > 0:
-                raw.settimeout(left)
-                packet, sender = raw.recvfrom(1024)
-                answer = packet[(packet[0] & 15) * 4 :]
-                ours = answer[:2] == b"\0\0" and answer[4:6] == struct.pack("!H", identifier)
-                if ours and sender[0] == address:
-                    return time.monotonic() - started
-        except OSError:
-            # No route, no session yet (ENOKEY, EDESTADDRREQ) or a timeout: all mean "not now".
-            return None
-    return None
 
 
 def handshake(name: str, public_key: str) -> int | None:
@@ -142,7 +108,7 @@ def look(params: dict[str, Any]) -> tuple[bool, str]:
     peer = known_peers().get(params["peer"])
     if peer is None:
         return False, f"expected {params['peer']} among the peers of this host, seen: no such peer"
-    delay = ping(peer["address"])
+    delay = ping(peer["address"], interface=name)
     age = handshake(name, peer["public_key"])
     wanted = f"a handshake with {peer['name']} at most {params['max_age']} s old"
     if age is None:

@@ -9,12 +9,15 @@ short_description: Configure and run a WireGuard interface through wg-quick
 description:
   - Writes the wg-quick file with the private key that is already on the host, after wg-quick itself
     has read it, and enables the service.
-  - Compares with what runs, not only with the file. When only peers differ they are changed with
-    C(wg syncconf), which keeps the sessions of the others; a difference of the interface itself
-    restarts it.
+  - Compares with what runs, not only with the file. When only peers differ, these are added, set
+    and removed, and the others lose no packet; a difference of the interface itself restarts it.
+  - A change that could cut the host off is made under a timer of systemd, which brings the previous
+    state back unless M(wireguard_confirm) stops it. That is every restart with another
+    configuration, another key, address or endpoint of a peer that this host calls itself, and a
+    first start whose networks hold the address of the SSH client.
   - A peer without a public key keeps the one that this host was configured with before. Without
     that it is left out and named in RV(deferred).
-  - Where a start fails the previous file is put back and started.
+  - Where such a change fails the previous state is put back at once.
 options:
   name:
     description: Name of the interface.
@@ -48,6 +51,14 @@ options:
     description: Pass packets from peer to peer (the hub).
     type: bool
     default: false
+  revert_seconds:
+    description: Seconds after which an unconfirmed change is taken back.
+    type: int
+    default: 90
+  revert_program:
+    description: The program that does so, as text. Without it nothing is armed.
+    type: str
+    default: ""
   peers:
     description: All peers of this host.
     type: list
@@ -88,6 +99,10 @@ changes:
   type: list
   elements: str
   returned: always
+armed:
+  description: Whether the state that runs now will be taken back unless it is confirmed.
+  type: bool
+  returned: always
 deferred:
   description: Peers that have no known public key yet.
   type: list
@@ -95,36 +110,42 @@ deferred:
   returned: always
 """
 
-import dataclasses
 import ipaddress
-import json
 import os
-import shutil
-import subprocess
-import tempfile
+import signal
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.prime_spark_wireguard import (
-    HEADER,
-    KNOWN_PEERS,
     PRIVATE_KEY,
     Config,
-    Peer,
-    Running,
     WireGuardError,
-    decode_key,
     known_peers,
     mask,
-    peer_differences,
-    public_key_of,
     read_text,
     run,
     running_interface,
-    sections,
     write_private,
 )
+from ansible.module_utils.prime_spark_wireguard_host import Host
+from ansible.module_utils.prime_spark_wireguard_plan import (
+    client_is_within,
+    make_plan,
+    peers_record,
+    wanted_peers,
+)
+from ansible.module_utils.prime_spark_wireguard_revert import (
+    client_connection,
+    clock,
+    disarm,
+    forget_reverted,
+    locked,
+    pending,
+    revert_now,
+    reverted,
+)
 
+MINIMUM_SECONDS = 15
 STATUS = "/run/prime-spark/vpn.json"
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -137,6 +158,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "listen_port": {"type": "int", "default": 51820},
     "mtu": {"type": "int", "default": 1420},
     "forward": {"type": "bool", "default": False},
+    "revert_seconds": {"type": "int", "default": 90},
+    # No secret, but its text would stand in the host's journal at every run.
+    "revert_program": {"type": "str", "default": "", "no_log": True},
     "peers": {
         "type": "list",
         "elements": "dict",
@@ -154,273 +178,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Paths:
-    """Where the parts of an interface are kept."""
-
-    config: str
-    peers: str
-    applied: str
-
-    @classmethod
-    def of(cls, name: str) -> Paths:
-        return cls(
-            config=f"/etc/wireguard/{name}.conf",
-            peers=KNOWN_PEERS,
-            # Gone after a boot, and rightly: then the file is what was started.
-            applied=f"/run/prime-spark/wireguard-{name}.json",
-        )
+class Failed(WireGuardError):
+    """A change under the timer went wrong: the way back is there and has to be taken."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What has to be done, and in words."""
-
-    action: str
-    changes: list[str]
-
-
-def wanted_peers(
-    given: list[dict[str, Any]], known: dict[str, dict[str, Any]]
-) -> tuple[tuple[Peer, ...], list[str]]:
-    """The peers with a public key, given now or known from before, and the names of the others."""
-    peers, deferred = [], []
-    for item in sorted(given, key=lambda peer: str(peer["name"])):
-        public = item["public_key"] or known.get(item["name"], {}).get("public_key", "")
-        if not public:
-            deferred.append(item["name"])
-            continue
-        for label, key in (("public", public), ("preshared", item["preshared_key"])):
-            try:
-                decode_key(key)
-            except WireGuardError as error:
-                raise WireGuardError(f"{label} key of peer {item['name']}: {error}") from None
-        peers.append(
-            Peer(
-                name=item["name"],
-                address=item["address"],
-                public_key=public,
-                preshared_key=item["preshared_key"],
-                allowed_ips=tuple(
-                    sorted(str(ipaddress.ip_network(entry)) for entry in item["allowed_ips"])
-                ),
-                endpoint=item["endpoint"],
-                keepalive=item["keepalive"],
-            )
-        )
-    return tuple(peers), deferred
-
-
-def peers_record(config: Config) -> str:
-    """The key-free record that the status timer and later runs read."""
-    peers = [
-        {
-            "name": peer.name,
-            "address": peer.address,
-            "public_key": peer.public_key,
-            "endpoint": peer.endpoint,
-        }
-        for peer in config.peers
-    ]
-    return json.dumps({"interface": config.name, "peers": peers}, indent=1) + "\n"
-
-
-def make_plan(
-    config: Config,
-    before: str | None,
-    applied: dict[str, str] | None,
-    running: Running | None,
-    facts: dict[str, Any],
-) -> Plan:
-    """Decide between nothing, sync, restart and start.
-
-    ``applied`` are the section digests of the file that was last brought into force, None when no
-    run of this boot recorded any; ``facts`` are addresses, mtu, active and forwarding as seen.
-    """
-    text = config.text()
-    interface, peers = sections(text)
-    changes = [] if before == text else ["write the configuration"]
-    if running is None:
-        return Plan("start", [*changes, f"start {config.name}"])
-    if applied is None:
-        old_interface, old_peers = sections(before or "")
-        applied = {"interface": old_interface, "peers": old_peers}
-
-    reasons = []
-    if applied["interface"] != interface:
-        reasons.append("its own section differs from what was started")
-    for label, seen, want in (
-        ("address", facts["addresses"], [config.address]),
-        ("port", running.listen_port, config.listen_port),
-        ("MTU", facts["mtu"], config.mtu),
-        ("own key", running.public_key, public_key_of(config.private_key)),
-    ):
-        if seen != want:
-            reasons.append(f"{label} is {seen or 'none'}, wanted {want}")
-    if not facts["active"]:
-        reasons.append("its service is not active")
-    if config.forward and not facts["forwarding"]:
-        reasons.append("it does not forward between peers")
-    if reasons:
-        return Plan("restart", [*changes, *(f"restart {config.name}: {r}" for r in reasons)])
-
-    differences = peer_differences(config.peers, running.peers)
-    if not differences and applied["peers"] != peers:
-        differences = ["set the peers again"]
-    return Plan("sync" if differences else "none", [*changes, *differences])
-
-
-class Host:
-    """The interface on this host: what is there, and how it is changed."""
-
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        self.name: str = module.params["name"]
-        self.paths = Paths.of(self.name)
-        self.unit = f"wg-quick@{self.name}.service"
-
-    def unit_property(self, name: str) -> str:
-        done = subprocess.run(
-            ["systemctl", "show", "--property", name, "--value", "--", self.unit],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.stdout.strip()
-
-    def facts(self, config: Config) -> dict[str, Any]:
-        shown = json.loads(run(["ip", "-json", "address", "show", "dev", self.name]))
-        addresses = [
-            f"{entry['local']}/{entry['prefixlen']}"
-            for entry in shown[0].get("addr_info", [])
-            if entry.get("scope") == "global"
-        ]
-        forwarding = False
-        if config.forward:
-            rule = subprocess.run(
-                ["iptables", "-w", "-C", *config.forward_rule()], capture_output=True, check=False
-            )
-            allowed = (read_text("/proc/sys/net/ipv4/ip_forward") or "0").strip()
-            forwarding = rule.returncode == 0 and allowed == "1"
-        return {
-            "addresses": addresses,
-            "mtu": shown[0].get("mtu"),
-            "active": self.unit_property("ActiveState") == "active",
-            "forwarding": forwarding,
-        }
-
-    def applied(self) -> dict[str, str] | None:
-        try:
-            record = json.loads(read_text(self.paths.applied) or "null")
-            return {"interface": record["interface"], "peers": record["peers"]}
-        except (ValueError, KeyError, TypeError):
-            return None
-
-    def record_applied(self, text: str) -> None:
-        interface, peers = sections(text)
-        os.makedirs(os.path.dirname(self.paths.applied), mode=0o755, exist_ok=True)
-        write_private(self.paths.applied, json.dumps({"interface": interface, "peers": peers}))
-
-    def strip(self, text: str) -> str:
-        """What wg-quick makes of the file; raises when it cannot read it."""
-        directory = tempfile.mkdtemp(prefix="prime-spark-wg-", dir="/run")
-        try:
-            path = os.path.join(directory, f"{self.name}.conf")
-            write_private(path, text)
-            stripped: str = run(["wg-quick", "strip", path])
-            return stripped
-        finally:
-            shutil.rmtree(directory)
-
-    def sync(self, config: Config, stripped: str) -> None:
-        """Change peers in the running interface, and make sure that it stayed who it was."""
-        run(["wg", "syncconf", self.name, "/dev/stdin"], stdin=stripped, timeout=30)
-        running = running_interface(self.name)
-        expected = public_key_of(config.private_key)
-        seen = running.public_key if running else "nothing"
-        if seen != expected:
-            raise WireGuardError(
-                f"after wg syncconf expected the key {expected}, seen: {seen or 'none'}"
-            )
-        self.check_peers(config)
-
-    def check_peers(self, config: Config) -> None:
-        running = running_interface(self.name)
-        if running is None:
-            raise WireGuardError(f"{self.name} is not there after it was applied")
-        left = peer_differences(config.peers, running.peers)
-        if left:
-            raise WireGuardError(f"{self.name} runs, but still has to: {'; '.join(left)}")
-
-    def stop(self) -> None:
-        """Stop by the file that started it, so that its own PostDown is what runs."""
-        if self.unit_property("ActiveState") in ("active", "activating", "reloading"):
-            run(["systemctl", "stop", self.unit])
-        if os.path.exists(f"/sys/class/net/{self.name}"):
-            # Someone else's interface, or one whose service forgot it.
-            down = subprocess.run(["wg-quick", "down", self.name], capture_output=True, check=False)
-            if down.returncode != 0:
-                run(["ip", "link", "delete", "dev", self.name])
-
-    def start(self) -> None:
-        subprocess.run(["systemctl", "reset-failed", self.unit], capture_output=True, check=False)
-        try:
-            run(["systemctl", "start", self.unit])
-        except WireGuardError as error:
-            journal = subprocess.run(
-                ["journalctl", "-u", self.unit, "-n", "12", "--no-pager", "-o", "cat"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            raise WireGuardError(f"{error}\n{journal.stdout.strip()}") from None
-
-    def restart(self, config: Config, before: str | None) -> None:
-        self.stop()
-        write_private(self.paths.config, config.text())
-        try:
-            self.start()
-            self.check_peers(config)
-        except WireGuardError as error:
-            if before is None:
-                raise
-            write_private(self.paths.config, before)
-            subprocess.run(["systemctl", "stop", self.unit], capture_output=True, check=False)
-            self.start()
-            self.record_applied(before)
-            raise WireGuardError(f"{error}\nThe previous configuration runs again.") from None
-
-    def apply(self, plan: Plan, config: Config, before: str | None, stripped: str) -> None:
-        text = config.text()
-        if before is not None and HEADER not in before:
-            # Taken over from somebody: their peers may be needed again.
-            write_private(f"{self.paths.config}.before-prime-spark", before)
-        if plan.action in ("start", "restart"):
-            self.restart(config, before)
-        else:
-            if before != text:
-                if self.applied() is None and before is not None:
-                    # What runs is the old file: a run that dies here must not hide that.
-                    self.record_applied(before)
-                write_private(self.paths.config, text)
-            if plan.action == "sync":
-                self.sync(config, stripped)
-        self.record_applied(text)
-
-
-def present(module: AnsibleModule) -> dict[str, Any]:
+def wanted_config(module: AnsibleModule, host: Host, private: str) -> tuple[Config, list[str]]:
+    """The configuration that this run wants, and the peers that have to wait."""
     params = module.params
-    host = Host(module)
     peers, deferred = wanted_peers(params["peers"], known_peers(host.paths.peers))
-    private = read_text(params["private_key_path"])
-    installed = module.get_bin_path("wg-quick")
-    if module.check_mode and (private is None or not installed):
-        missing = "its key" if private is None else "wireguard-tools"
-        sentence = f"deferred: {host.name} can be compared once {missing} is there"
-        return {"action": "start", "changed": True, "changes": [sentence], "deferred": deferred}
-    if private is None:
-        raise WireGuardError(f"no {params['private_key_path']}: run the tag wireguard first")
-
     config = Config(
         name=host.name,
         address=str(ipaddress.ip_interface(params["address"])),
@@ -430,11 +195,41 @@ def present(module: AnsibleModule) -> dict[str, Any]:
         forward=params["forward"],
         peers=peers,
     )
+    return config, deferred
+
+
+def present(module: AnsibleModule) -> dict[str, Any]:
+    params = module.params
+    host = Host(module.params["name"])
+    private = read_text(params["private_key_path"])
+    installed = module.get_bin_path("wg-quick")
+    if module.check_mode and (private is None or not installed):
+        _, deferred = wanted_peers(params["peers"], known_peers(host.paths.peers))
+        missing = "its key" if private is None else "wireguard-tools"
+        sentence = f"deferred: {host.name} can be compared once {missing} is there"
+        return {
+            "action": "start",
+            "armed": False,
+            "changed": True,
+            "changes": [sentence],
+            "deferred": deferred,
+        }
+    if private is None:
+        raise WireGuardError(f"no {params['private_key_path']}: run the tag wireguard first")
+    if module.check_mode:
+        return compare_and_apply(module, host, private)
+    with locked():
+        return compare_and_apply(module, host, private)
+
+
+def compare_and_apply(module: AnsibleModule, host: Host, private: str) -> dict[str, Any]:
+    params = module.params
+    config, deferred = wanted_config(module, host, private)
     text = config.text()
     before = read_text(host.paths.config)
     running = running_interface(host.name)
     facts = host.facts(config) if running else {}
-    plan = make_plan(config, before, host.applied(), running, facts)
+    plan = make_plan(config, before, host.applied(), running, facts, known_peers(host.paths.peers))
     changes = list(plan.changes)
     if before is not None and os.stat(host.paths.config).st_mode & 0o077:
         changes.append("permissions of the configuration")
@@ -445,15 +240,44 @@ def present(module: AnsibleModule) -> dict[str, Any]:
     if not enabled:
         changes.append(f"enable {host.unit}")
 
-    stripped = host.strip(text) if changes else ""
+    # A change of an earlier run that nobody has confirmed waits for it still.
+    waiting = pending() is not None
+    risky = plan.risky or (plan.action == "start" and client_is_within(config, client_connection()))
+    armed = bool(params["revert_program"]) and (waiting or risky)
+    if armed:
+        changes.append(
+            f"under a timer: the previous state comes back after {params['revert_seconds']} s "
+            "unless a new connection confirms this one"
+        )
+    if changes and (last := reverted()):
+        changes.append(
+            f"the last change was taken back at {clock(last['reverted'])}, "
+            "because nothing had confirmed it"
+        )
+
+    if changes:
+        # In check mode, too.
+        host.validate(text)
     if changes and not module.check_mode:
-        host.apply(plan, config, before, stripped)
-        os.chmod(host.paths.config, 0o600)
-        write_private(host.paths.peers, record)
-        if not enabled:
-            run(["systemctl", "enable", "--quiet", host.unit])
+        if armed:
+            host.arm(params["revert_program"], params["revert_seconds"], running, enabled)
+        # The session may run through the interface: its end must not be the end of this.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            host.apply(plan, config, before, running)
+            os.chmod(host.paths.config, 0o600)
+            write_private(host.paths.peers, record)
+            if not enabled:
+                run(["systemctl", "enable", "--quiet", host.unit])
+        except (WireGuardError, OSError) as error:
+            if armed:
+                raise Failed(str(error)) from error
+            raise
+    elif not module.check_mode:
+        forget_reverted()
     result: dict[str, Any] = {
         "action": plan.action,
+        "armed": armed and not module.check_mode,
         "changed": bool(changes),
         "changes": changes,
         "deferred": deferred,
@@ -474,7 +298,7 @@ def present(module: AnsibleModule) -> dict[str, Any]:
 
 
 def absent(module: AnsibleModule) -> dict[str, Any]:
-    host = Host(module)
+    host = Host(module.params["name"])
     paths = [host.paths.config, host.paths.peers, host.paths.applied, STATUS]
     if module.params["purge"]:
         paths.append(module.params["private_key_path"])
@@ -485,13 +309,21 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
     changes += [f"disable {host.unit}"] if enabled else []
     changes += [f"remove {path}" for path in paths]
     if not module.check_mode:
+        # Or the timer would bring back what is removed here.
+        disarm()
         if up:
             host.stop()
         if enabled:
             run(["systemctl", "disable", "--quiet", host.unit])
         for path in paths:
             os.unlink(path)
-    return {"action": "stop", "changed": bool(changes), "changes": changes, "deferred": []}
+    return {
+        "action": "stop",
+        "changed": bool(changes),
+        "changes": changes,
+        "armed": False,
+        "deferred": [],
+    }
 
 
 def main() -> None:
@@ -503,8 +335,20 @@ def main() -> None:
     # Debian keeps these out of the PATH of an ordinary user.
     os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
     act = present if module.params["state"] == "present" else absent
+    if module.params["revert_seconds"] < MINIMUM_SECONDS:
+        module.fail_json(
+            msg=f"revert_seconds is {module.params['revert_seconds']}, expected at least "
+            f"{MINIMUM_SECONDS}: a confirmation takes that long"
+        )
     try:
         result = act(module)
+    except Failed as error:
+        try:
+            revert_now()
+            what = "The previous configuration runs again."
+        except WireGuardError as second:
+            what = f"The timer brings the previous configuration back, now it failed: {second}"
+        module.fail_json(msg=f"{module.params['name']}: {error}\n{what}")
     except (WireGuardError, OSError, ValueError) as error:
         module.fail_json(msg=f"{module.params['name']}: {error}")
     module.exit_json(**result)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import importlib.machinery
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +33,10 @@ def load(path: str) -> ModuleType:
     return sys.modules[name]
 
 
+from ansible.module_utils import prime_spark_ping as echo  # type: ignore  # noqa: E402
 from ansible.module_utils import prime_spark_wireguard as wg  # type: ignore  # noqa: E402
+from ansible.module_utils import prime_spark_wireguard_plan as planning  # type: ignore  # noqa: E402
+from ansible.module_utils import prime_spark_wireguard_revert as revert  # type: ignore  # noqa: E402
 
 interface = load("modules/wireguard_interface.py")
 health = load("modules/wireguard_health.py")
@@ -75,17 +80,18 @@ def running(of: Any) -> Any:
 
 def facts(**changes: Any) -> dict[str, Any]:
     seen = {"addresses": ["10.90.8.2/24"], "mtu": 1420, "active": True, "forwarding": True}
-    return seen | changes
+    return seen | {"routes": {"10.90.8.0/24": "kernel"}} | changes
 
 
 def plan(wanted: Any, before: Any, **changes: Any) -> Any:
     interface_digest, peers_digest = wg.sections(before.text())
-    return interface.make_plan(
+    return planning.make_plan(
         wanted,
         changes.pop("text", before.text()),
         changes.pop("applied", {"interface": interface_digest, "peers": peers_digest}),
         changes.pop("running", running(before)),
-        facts(**changes),
+        facts(**{name: value for name, value in changes.items() if name != "known"}),
+        changes.get("known", {}),
     )
 
 
@@ -119,7 +125,7 @@ def test_no_representation_and_no_mask_shows_a_secret() -> None:
         config().masked(None),
         config().masked(config().text()),
         wg.mask(config().text()),
-        interface.peers_record(config()),
+        planning.peers_record(config()),
     ]
     for text in shown:
         assert not any(secret in text for secret in secrets)
@@ -153,12 +159,12 @@ def test_the_hub_forwards_between_its_peers_and_nothing_else() -> None:
 
 
 def test_nothing_to_do() -> None:
-    assert plan(config(), config()) == interface.Plan("none", [])
+    assert plan(config(), config()) == planning.Plan("none", [])
 
 
 def test_first_start() -> None:
     made = plan(config(), config(), running=None, text=None, applied=None)
-    assert made == interface.Plan("start", ["write the configuration", "start wg0"])
+    assert made == planning.Plan("start", ["write the configuration", "start wg0"])
 
 
 @pytest.mark.parametrize(
@@ -173,7 +179,7 @@ def test_first_start() -> None:
 )
 def test_a_difference_of_peers_never_restarts(peers: Any, sentence: str) -> None:
     made = plan(config(peers=peers), config())
-    assert made == interface.Plan("sync", ["write the configuration", sentence])
+    assert made == planning.Plan("sync", ["write the configuration", sentence])
 
 
 @pytest.mark.parametrize(
@@ -187,7 +193,8 @@ def test_a_difference_of_peers_never_restarts(peers: Any, sentence: str) -> None
     ],
 )
 def test_a_difference_of_the_interface_restarts(wanted: Any) -> None:
-    assert plan(wanted, config()).action == "restart"
+    made = plan(wanted, config())
+    assert (made.action, made.risky) == ("restart", True)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +208,9 @@ def test_a_difference_of_the_interface_restarts(wanted: Any) -> None:
     ],
 )
 def test_what_runs_counts_not_only_the_file(seen: dict[str, Any]) -> None:
-    assert plan(config(), config(), **seen).action == "restart"
+    made = plan(config(), config(), **seen)
+    # A repair: there is no other state to come back to.
+    assert (made.action, made.risky) == ("restart", False)
 
 
 def test_a_run_that_died_between_writing_and_applying_is_made_up_for() -> None:
@@ -209,13 +218,65 @@ def test_a_run_that_died_between_writing_and_applying_is_made_up_for() -> None:
     interface_digest, peers_digest = wg.sections(old.text())
     applied = {"interface": interface_digest, "peers": peers_digest}
     made = plan(new, new, applied=applied)
-    assert made == interface.Plan("sync", ["set the peers again"])
+    assert made == planning.Plan("sync", ["set the peers again"])
     hooks = config(forward=False)
     assert plan(hooks, hooks, applied=applied).action == "restart"
 
 
 def test_after_a_boot_the_file_is_what_runs() -> None:
     assert plan(config(), config(), applied=None).action == "none"
+
+
+def test_a_start_with_another_file_has_a_state_to_come_back_to() -> None:
+    assert plan(config(listen_port=1), config(), running=None).risky
+    assert not plan(config(), config(), running=None).risky
+
+
+@pytest.mark.parametrize(
+    ("changes", "risky"),
+    [
+        ({}, False),
+        ({"keepalive": 20}, False),
+        ({"endpoint": "198.51.100.9:51820"}, True),
+        ({"public_key": key(77)}, True),
+        ({"address": "10.90.8.33"}, True),
+    ],
+)
+def test_calling_a_known_peer_in_another_way_is_risky(changes: Any, risky: bool) -> None:
+    before = config(forward=False, peers=(peer(3, endpoint="198.51.100.2:51820"),))
+    after = config(
+        forward=False, peers=(peer(3, **{"endpoint": "198.51.100.2:51820", **changes}), peer(4))
+    )
+    known = json.loads(planning.peers_record(before))["peers"]
+    made = plan(after, before, known={entry["name"]: entry for entry in known})
+    assert (made.action, made.risky) == ("sync", risky)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "routes", "expected"),
+    [
+        # What the interface's own network covers needs no route of its own.
+        ("10.90.8.7/32", {"10.90.8.0/24": "kernel"}, ([], [])),
+        ("10.1.0.0/16", {"10.90.8.0/24": "kernel"}, (["10.1.0.0/16"], [])),
+        ("10.1.0.0/16", {"10.90.8.0/24": "kernel", "10.1.0.0/16": "boot"}, ([], [])),
+        ("10.90.8.7/32", {"10.90.8.0/24": "kernel", "10.1.0.0/16": "boot"}, ([], ["10.1.0.0/16"])),
+    ],
+)
+def test_a_peer_gets_its_route_and_takes_it_along(
+    allowed: str, routes: dict[str, str], expected: Any
+) -> None:
+    wanted = config(peers=(peer(7, allowed_ips=(allowed,)),))
+    assert planning.route_changes(wanted, routes) == expected
+    made = plan(wanted, wanted, routes=routes)
+    assert made.action == ("sync" if any(expected) else "none")
+
+
+@pytest.mark.parametrize(
+    ("connection", "within"),
+    [("10.90.8.3 50000 10.90.8.2 22", True), ("10.90.1.5 50000 10.90.1.10 22", False), ("", False)],
+)
+def test_who_is_connected_from_within_the_vpn(connection: str, within: bool) -> None:
+    assert planning.client_is_within(config(), connection) is within
 
 
 def test_a_peer_that_moved_is_left_alone() -> None:
@@ -241,7 +302,7 @@ def given(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_an_unreachable_peer_keeps_its_known_key_and_a_new_one_waits() -> None:
-    peers, deferred = interface.wanted_peers(
+    peers, deferred = planning.wanted_peers(
         [given("old"), given("new"), given("told", public_key=key(8))],
         {"old": {"public_key": key(7)}, "left": {"public_key": key(6)}},
     )
@@ -251,7 +312,7 @@ def test_an_unreachable_peer_keeps_its_known_key_and_a_new_one_waits() -> None:
 
 def test_a_bad_key_names_the_peer() -> None:
     with pytest.raises(wg.WireGuardError, match="preshared key of peer a: "):
-        interface.wanted_peers([given("a", public_key=key(1), preshared_key="x")], {})
+        planning.wanted_peers([given("a", public_key=key(1), preshared_key="x")], {})
 
 
 # Filters
@@ -368,11 +429,168 @@ def test_one_sentence_for_each_peer_that_waits() -> None:
     ]
 
 
+def judge(**changes: Any) -> str:
+    seen = {"problem": "", "answering": ["hub"]}
+    hostvars = {
+        "hub": {"__wireguard_seen": seen | changes.get("hub", {})},
+        "far": {"__wireguard_seen": seen | changes.get("far", {})},
+    }
+    still = changes.get("still", ["hub", "far"])
+    views = changes.get("views", [{"item": "hub", "healthy": True}])
+    said = filters.wireguard_problem(
+        changes.get("host", "far"), "hub", hostvars, views, ["hub", "far"], still
+    )
+    return str(said)
+
+
+def test_what_takes_a_change_back() -> None:
+    lost = {"item": "near", "healthy": False, "msg": "no answer"}
+    assert judge() == ""
+    assert judge(far={"problem": "nobody answers"}) == "nobody answers"
+    # Whatever becomes of the hub becomes of its spokes.
+    assert judge(hub={"problem": "nobody answers"}) == (
+        "hub takes its own change back (nobody answers)"
+    )
+    assert judge(still=["far"]) == "hub could not confirm its own change"
+    # One peer that reaches it is enough, and one that cannot be asked says nothing.
+    assert judge(host="hub", views=[lost, {"item": "far", "healthy": True}]) == ""
+    assert judge(host="hub", views=[{"item": "far", "unreachable": True}]) == ""
+    assert judge(host="hub", views=[]) == ""
+    said = judge(host="hub", views=[lost, lost])
+    assert "not so from near, nor from 1 more: no answer" in said
+
+
+# Devices without a playbook
+
+
+def phone(**changes: Any) -> dict[str, Any]:
+    return {"name": "phone", "address": "10.90.8.100", "public_key": key(9)} | changes
+
+
+def test_only_the_hub_knows_a_client() -> None:
+    arguments: Any = {"clients": [phone()]}
+    assert [p["name"] for p in peers_of("hub", **arguments)] == ["far", "near", "phone"]
+    client = peers_of("hub", **arguments)[-1]
+    assert client["allowed_ips"] == ["10.90.8.100/32"] and "endpoint" not in client
+    assert client["preshared_key"] == filters.wireguard_psk(SEED, "hub", "phone")
+    assert [p["name"] for p in peers_of("far", **arguments)] == ["hub"]
+
+
+@pytest.mark.parametrize(
+    ("clients", "sentence"),
+    [
+        ([phone(name="far")], "phone|far: the name is that of a host"),
+        ([phone(), phone(address="10.90.8.101")], "phone: the name is that of"),
+        ([phone(), phone(name="tablet")], "tablet: the address 10.90.8.100 is that of phone"),
+        ([phone(address="10.90.8.11")], "the address 10.90.8.11 is that of far"),
+        ([phone(address="10.90.9.1")], "expected a host's in 10.90.8.0/24"),
+        ([phone(address="10.90.8.255")], "expected a host's in 10.90.8.0/24"),
+        ([phone(address="near")], "expected one like 10.90.8.100"),
+        ([phone(public_key="")], "make wireguard-client NAME=phone"),
+        ([phone(name="my phone")], "expected a name of letters"),
+    ],
+)
+def test_a_client_that_cannot_work_is_refused(clients: Any, sentence: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=sentence):
+        peers_of("hub", clients=clients)
+
+
+# The way back
+
+
+@pytest.fixture
+def way_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of the way back below a directory of the test; systemd is only noted."""
+    home = tmp_path / "wireguard"
+    names = {
+        "DIRECTORY": home / "revert",
+        "STATE": home / "revert" / "state.json",
+        "REVERTED": home / "reverted.json",
+        "BOOT_UNIT": tmp_path / "systemd" / "at-boot.service",
+        "BOOT_LINK": tmp_path / "systemd" / "wants" / "at-boot.service",
+        "TREE_RECORD": tmp_path / "tree.json",
+    }
+    (tmp_path / "systemd").mkdir()
+    for name, path in names.items():
+        monkeypatch.setattr(revert, name, str(path))
+    started: list[str] = []
+    monkeypatch.setattr(revert, "run", lambda argv, **_: started.append(" ".join(argv)))
+    monkeypatch.setattr(revert, "_stop_timer", lambda: None)
+    monkeypatch.setattr(revert, "client_connection", lambda: "1.2.3.4 5 6.7.8.9 22")
+    return home
+
+
+def arm(tmp_path: Path) -> Any:
+    (tmp_path / "guard.nft").write_text("old guard")
+    (tmp_path / "tree.json").write_text(
+        json.dumps({"files": [str(tmp_path / "guard.nft")], "units": ["guard.service"]})
+    )
+    (tmp_path / "wg0.conf").write_text("old")
+    files = [str(tmp_path / "wg0.conf"), str(tmp_path / "absent")]
+    kept: dict[str, Any] = {"fresh": [], "endpoints": {}, "addresses": []}
+    state = revert.snapshot("wg0", "wg-quick@wg0", files, enabled=True, active=True, **kept)
+    return revert.arm(state, "#!program", 90)
+
+
+def test_what_is_kept_is_for_root_alone_and_complete(way_back: Path, tmp_path: Path) -> None:
+    state = arm(tmp_path)
+    kept = {Path(path).name: entry and entry["content"] for path, entry in state["files"].items()}
+    assert (kept["wg0.conf"], kept["guard.nft"], kept["absent"]) == ("old", "old guard", None)
+    assert state["services"] == ["guard.service"]
+    assert state["deadline"] - state["armed"] == 90
+    assert way_back.stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o077 == 0 for path in way_back.rglob("*"))
+    assert "revert boot" in Path(revert.BOOT_UNIT).read_text()
+    assert Path(revert.BOOT_LINK).resolve() == Path(revert.BOOT_UNIT)
+
+
+def test_a_second_change_keeps_the_first_state(way_back: Path, tmp_path: Path) -> None:
+    arm(tmp_path)
+    (tmp_path / "wg0.conf").write_text("new, not confirmed")
+    revert.arm({"files": {}, "interface": "wg0"}, "#!program", 90)
+    kept = revert.pending()["files"][str(tmp_path / "wg0.conf")]
+    assert kept["content"] == "old"
+
+
+def test_a_confirmed_change_leaves_nothing_behind(way_back: Path, tmp_path: Path) -> None:
+    arm(tmp_path)
+    revert.disarm()
+    assert revert.pending() is None
+    assert list(way_back.iterdir()) == [] and list((tmp_path / "systemd").rglob("*.service")) == []
+
+
+def test_the_program_puts_everything_back_at_boot(way_back: Path, tmp_path: Path) -> None:
+    arm(tmp_path)
+    (tmp_path / "wg0.conf").write_text("new")
+    (tmp_path / "guard.nft").write_text("new guard")
+    (tmp_path / "absent").write_text("was not there")
+    program = load_program()
+    program.STATE, program.HERE = revert.STATE, revert.DIRECTORY
+    program.REVERTED = revert.REVERTED
+    program.run = lambda *argv: True
+    program.boot(revert.pending())
+    assert (tmp_path / "wg0.conf").read_text() == "old"
+    assert (tmp_path / "guard.nft").read_text() == "old guard"
+    assert not (tmp_path / "absent").exists()
+    assert revert.pending() is None and not Path(revert.BOOT_LINK).is_symlink()
+    assert revert.reverted()["reverted"] > 0
+
+
+def load_program() -> ModuleType:
+    path = ROOT / "roles" / "wireguard" / "files" / "vpn-revert"
+    loader = importlib.machinery.SourceFileLoader("vpn_revert_under_test", str(path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
 # The check
 
 
 def test_the_echo_request_has_a_right_checksum() -> None:
-    assert health.checksum(health.echo_request(4711, 1)) == 0
+    assert echo.checksum(echo.echo_request(4711, 1)) == 0
 
 
 def test_a_stale_or_broken_status_is_a_problem(tmp_path: Path) -> None:
