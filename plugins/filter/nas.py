@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -46,7 +47,10 @@ def nas_mount_settings(
     directory: str,
     timeout: int,
 ) -> dict[str, Any]:
-    """Source, type, options and TCP port of the mount. ``timeout`` bounds one request, seconds."""
+    """Source, type, options and TCP port of the mount, and a command that says why it fails.
+
+    ``timeout`` bounds one request, seconds.
+    """
     if not share.startswith("/"):
         raise AnsibleFilterError(f"nas_share is {share!r}, expected a path like /share")
     if protocol == "nfs4":
@@ -65,12 +69,21 @@ def nas_mount_settings(
         options += ["StrictHostKeyChecking=yes", "BatchMode=yes", "PasswordAuthentication=no"]
         options += [f"ConnectTimeout={timeout}", f"ServerAliveInterval={timeout}"]
         options += ["ServerAliveCountMax=2"]
-        return _settings(f"{user}@{server}:{share}", "fuse.sshfs", options, 22)
+        made = _settings(f"{user}@{server}:{share}", "fuse.sshfs", options, 22)
+        # Those of ssh itself; sshfs tells nobody why ssh could not log in.
+        words = [word for option in options if option[0].isupper() for word in ("-o", option)]
+        return made | {"diagnose": ["ssh", *words, "-s", f"{user}@{server}", "sftp"]}
     raise AnsibleFilterError(f"nas_protocol {protocol!r} is none of nfs4, cifs, sshfs")
 
 
 def _settings(what: str, fstype: str, options: list[str], port: int) -> dict[str, Any]:
-    return {"what": what, "type": fstype, "options": ",".join(COMMON + options), "port": port}
+    return {
+        "what": what,
+        "type": fstype,
+        "options": ",".join(COMMON + options),
+        "port": port,
+        "diagnose": [],
+    }
 
 
 def nas_known_hosts(lines: list[str], server: str) -> str:
@@ -93,11 +106,25 @@ def nas_known_hosts(lines: list[str], server: str) -> str:
     return "".join(result)
 
 
+def nas_client_keys(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, str]:
+    """The public key by host, of those hosts of this run that mount by SSH.
+
+    An empty key is one that check mode did not make.
+    """
+    found = {}
+    for host in hosts:
+        probe = hostvars[host].get("__nas_probe") or {}
+        if probe.get("protocol") == "sshfs":
+            found[host] = str(probe.get("public_key") or "")
+    return found
+
+
 class FilterModule:
     """The filters of the role ``nas``."""
 
     def filters(self) -> dict[str, Any]:
         return {
+            "nas_client_keys": nas_client_keys,
             "nas_known_hosts": nas_known_hosts,
             "nas_mount_settings": nas_mount_settings,
             "nas_unit": nas_unit,

@@ -53,11 +53,16 @@ options:
     type: int
     default: 20
   fingerprint:
-    description: Anything else whose change asks for a new mount.
+    description: Hash of everything that the units see; where it differs, the share is mounted anew.
     type: str
     default: ""
+  diagnose:
+    description: Command (argument list) that fails as the mount does, saying why; of OpenSSH.
+    type: list
+    elements: str
+    default: []
   hint:
-    description: What to say in addition when the server refuses the mount.
+    description: What to say in addition when the server refuses this host.
     type: str
     default: ""
 """
@@ -96,6 +101,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -281,6 +287,20 @@ def answers(server: str, port: int, timeout: float = 3) -> bool:
     return True
 
 
+def ssh_refusal(said: str, what: str, hint: str) -> str | None:
+    """What ssh's refusal means and what to do about it; None when nobody refused."""
+    if "Host key verification failed" in said:
+        shown = re.search(r"SHA256:[A-Za-z0-9+/]+", said)
+        key = f", {shown[0]}" if shown else ""
+        return (
+            f"{what} refused: the server shows an SSH host key that nas_host_keys lacks{key}\n"
+            "If the NAS was replaced, put its new key into nas_host_keys; if not, do not trust it"
+        )
+    if "Permission denied" in said:
+        return f"{what} refused: the server does not accept the key of this host\n{hint}".strip()
+    return None
+
+
 class Mount:
     """The units of one share."""
 
@@ -290,8 +310,7 @@ class Mount:
         self.check_mode: bool = module.check_mode
         self.mount_unit = f"{self.params['unit']}.mount"
         self.automount_unit = f"{self.params['unit']}.automount"
-        # Gone after a boot, and rightly: then the units on disk are what was started.
-        self.applied_path = f"/run/prime-spark/nas-{self.params['unit']}"
+        self.applied_path = f"/var/lib/prime-spark/nas-{self.params['unit']}"
 
     def systemctl(self, *arguments: str, timeout: float = 60) -> None:
         argv = ["systemctl", *arguments]
@@ -311,12 +330,8 @@ class Mount:
         return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
 
     def wanted_fingerprint(self) -> str:
-        digest = hashlib.sha256(self.params["fingerprint"].encode())
-        for unit in (self.mount_unit, self.automount_unit):
-            path = f"/etc/systemd/system/{unit}"
-            with contextlib.suppress(FileNotFoundError), open(path, "rb") as handle:
-                digest.update(handle.read())
-        return digest.hexdigest()
+        """Of what is wanted, not of what lies on the disk: in check mode that is still the old."""
+        return hashlib.sha256(self.params["fingerprint"].encode()).hexdigest()
 
     def applied_fingerprint(self) -> str | None:
         try:
@@ -358,7 +373,9 @@ class Mount:
 
     def record_applied(self) -> None:
         os.makedirs(os.path.dirname(self.applied_path), mode=0o755, exist_ok=True)
-        with open(self.applied_path, "w", encoding="utf-8") as handle:
+        # For root alone: a password's hash is part of it.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with open(os.open(self.applied_path, flags, 0o600), "w", encoding="utf-8") as handle:
             handle.write(self.wanted_fingerprint() + "\n")
 
     def mount(self) -> None:
@@ -366,9 +383,32 @@ class Mount:
         try:
             self.systemctl("start", self.mount_unit, timeout=timeout)
         except NasError as error:
-            argv = ["journalctl", "-u", self.mount_unit, "-n", "8", "--no-pager", "-o", "cat"]
-            journal = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
-            raise NasError(f"{error}\n{journal.strip()}\n{self.params['hint']}".strip()) from None
+            reason = self.refusal()
+            if reason is None:
+                argv = ["journalctl", "-u", self.mount_unit, "-n", "8", "--no-pager", "-o", "cat"]
+                journal = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+                reason = f"{error}\n{journal.strip()}\n{self.params['hint']}".strip()
+            raise NasError(reason) from None
+
+    def refusal(self) -> str | None:
+        """Why the server refuses this host, None when that is not the reason."""
+        argv, hint = self.params["diagnose"], self.params["hint"]
+        if not argv:
+            return None
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=self.params["timeout"],
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if done.returncode == 0:
+            return None
+        return ssh_refusal(done.stderr, self.params["what"], hint)
 
     def sentinel(self) -> bool:
         """Make the sentinel where it is missing; whether it was."""
@@ -474,6 +514,7 @@ def main() -> None:
             "sentinel": {"type": "str", "default": ".prime-spark-nas"},
             "timeout": {"type": "int", "default": 20},
             "fingerprint": {"type": "str", "default": ""},
+            "diagnose": {"type": "list", "elements": "str", "default": []},
             "hint": {"type": "str", "default": ""},
         },
         supports_check_mode=True,

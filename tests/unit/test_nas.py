@@ -30,6 +30,8 @@ def load(path: str) -> ModuleType:
 
 probe = load("modules/nas_probe.py")
 mount = load("modules/nas_mount.py")
+keys = load("modules/nas_keys.py")
+health = load("modules/host_health.py")
 filters = load("filter/nas.py")
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5"
@@ -186,3 +188,73 @@ def test_the_bare_mount_point_is_protected_once(tmp_path: Path) -> None:
     finally:
         assert mount.unprotect(str(bare))
     assert not bare.exists()
+
+
+def test_keys_of_clients_are_kept_unless_their_host_left(tmp_path: Path) -> None:
+    directory = tmp_path / "keys"
+    hosts = ["a", "b", "c"]
+    assert keys.synchronize(str(directory), {"a": KEY}, hosts, True) == ["accept a"]
+    assert not directory.exists()
+    assert keys.synchronize(str(directory), {"a": KEY, "b": KEY}, hosts, False) == [
+        *("accept a", "accept b")
+    ]
+    assert (directory / "a.pub").read_text() == f"restrict {KEY}\n"
+    # A run with --limit knows its own hosts' keys alone.
+    assert keys.synchronize(str(directory), {"a": KEY}, hosts, False) == []
+    (directory / ".new-half").write_text("")
+    assert keys.synchronize(str(directory), {"a": KEY}, ["a"], False) == [
+        *("remove .new-half", "remove b.pub")
+    ]
+    assert [path.name for path in directory.iterdir()] == ["a.pub"]
+
+
+def test_a_key_that_check_mode_did_not_make_is_predicted(tmp_path: Path) -> None:
+    assert len(keys.synchronize(str(tmp_path), {"a": ""}, ["a"], True)) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_keys_of_a_run_are_those_of_its_sshfs_clients() -> None:
+    probes = {
+        "a": {"__nas_probe": {"protocol": "sshfs", "public_key": KEY}},
+        "b": {"__nas_probe": {"protocol": "nfs4", "public_key": ""}},
+        "c": {},
+        "d": {"__nas_probe": {"protocol": "sshfs", "public_key": ""}},
+    }
+    assert filters.nas_client_keys(list(probes), probes) == {"a": KEY, "d": ""}
+
+
+def test_a_refusal_says_what_is_wrong_and_what_to_do() -> None:
+    what = "spark-nas@10.0.0.9:/share"
+    changed = (
+        "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nThe fingerprint for the ED25519 key "
+        "sent by the remote host is\nSHA256:abc/DEF+1.\nHost key verification failed.\n"
+    )
+    said = mount.ssh_refusal(changed, what, "hint")
+    assert "nas_host_keys" in said and "lacks, SHA256:abc/DEF+1\n" in said
+    assert "hint" not in said
+    unknown = mount.ssh_refusal("No key is known.\nHost key verification failed.\n", what, "")
+    assert "nas_host_keys" in unknown
+    denied = f"{what}: Permission denied (publickey).\n"
+    assert mount.ssh_refusal(denied, what, "do this").endswith("key of this host\ndo this")
+    assert mount.ssh_refusal("Connection refused", what, "hint") is None
+
+
+def test_the_diagnosis_logs_in_as_the_mount_does() -> None:
+    made = settings("sshfs")
+    options = [word for word in made["diagnose"] if "=" in word]
+    assert set(options) < set(made["options"].split(","))
+    assert {"StrictHostKeyChecking=yes", "BatchMode=yes"} <= set(options)
+    assert settings("nfs4")["diagnose"] == []
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "server"),
+    [
+        ("spark-nas@10.0.0.9:/share", "fuse.sshfs", ("10.0.0.9", 22)),
+        ("10.0.0.9:/share", "nfs4", ("10.0.0.9", 2049)),
+        ("//nas.home/share", "cifs", ("nas.home", 445)),
+        ("", "", ("", 0)),
+    ],
+)
+def test_verify_knows_whose_share_it_is(what: str, kind: str, server: tuple[str, int]) -> None:
+    assert health.share_server(what, kind) == server

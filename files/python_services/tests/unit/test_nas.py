@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prime_spark.memory import nas as memory_nas
 from prime_spark.memory.nas import (
     SENTINEL,
     NASError,
@@ -134,3 +135,21 @@ def test_json_that_is_none(nas: NASStorage, tmp_path: Path) -> None:
         nas.retrieve("bad")
     with pytest.raises(TypeError):
         nas.store("odd", object())
+
+
+def test_a_full_share_says_so_where_its_protocol_cannot(
+    nas: NASStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nas.store("key", b"old")
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(NASError, match="Input/output error"):
+        nas.store("key", b"new")
+    monkeypatch.setattr(memory_nas, "_free_bytes", lambda _root: 2)
+    with pytest.raises(NASError, match="is full: 2 bytes free, 3 needed"):
+        nas.store("key", b"new")
+    assert nas.retrieve("key") == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SENTINEL, "key"]

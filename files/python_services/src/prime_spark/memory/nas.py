@@ -63,8 +63,16 @@ class NASStorage:
         else:
             data, target, other = msgspec.json.encode(obj), name + _JSON_SUFFIX, name
         with self._share() as root:
-            (root / target).parent.mkdir(parents=True, exist_ok=True)
-            _replace(root / target, data)
+            try:
+                (root / target).parent.mkdir(parents=True, exist_ok=True)
+                _replace(root / target, data)
+            except OSError as error:
+                # SFTP has no error for a full disk: sshfs says "not permitted", say.
+                if (free := _free_bytes(root)) is not None and free < len(data):
+                    raise NASError(
+                        f"NAS {self._root} is full: {free} bytes free, {len(data)} needed"
+                    ) from error
+                raise
             (root / other).unlink(missing_ok=True)  # the key held the other kind before
 
     def retrieve(self, key: str) -> object:
@@ -121,6 +129,15 @@ class NASStorage:
             raise NASError(f"NAS {self._root}: {error.strerror or error}") from error
         finally:
             os.close(descriptor)
+
+
+def _free_bytes(root: Path) -> int | None:
+    """Return how many bytes may still be written, None when the share does not tell."""
+    try:
+        status = os.statvfs(root)
+    except OSError:
+        return None
+    return status.f_bavail * status.f_frsize
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -1,0 +1,118 @@
+#!/usr/bin/python
+"""Ansible module: the public keys with which hosts may log in to the NAS of the lab."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nas_keys
+short_description: Keep one file for each host's public key, and no others
+description:
+  - Writes the keys that are given and leaves those of the other known hosts alone, so that a run
+    with C(--limit) needs to reach nobody else. Removes the keys of hosts that are not known.
+options:
+  directory:
+    description: Directory of the files, C(<host>.pub) each.
+    type: path
+    required: true
+  keys:
+    description:
+      - Public key by host. An empty one is still to be made on its host, which only happens in
+        check mode; it counts as a change.
+    type: dict
+    default: {}
+  hosts:
+    description: Hosts that may have a key.
+    type: list
+    elements: str
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Let the clients in
+  nas_keys:
+    directory: /etc/ssh/nas
+    keys: {pi-1: ssh-ed25519 AAAA…}
+    hosts: [pi-1, pi-2]
+"""
+
+RETURN = r"""
+changes:
+  description: One sentence for each change.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import os
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+SUFFIX = ".pub"
+
+
+def write(path: str, text: str) -> None:
+    """Replace the file in one step, readable for everybody."""
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".new-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            os.fchmod(stream.fileno(), 0o644)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def synchronize(
+    directory: str, keys: dict[str, str], hosts: list[str], check_mode: bool
+) -> list[str]:
+    """Bring the directory up to date; returns a sentence for each change."""
+    changes = []
+    present = os.listdir(directory) if os.path.isdir(directory) else []
+    for host, key in sorted(keys.items()):
+        path = os.path.join(directory, f"{host}{SUFFIX}")
+        # An SSH key that may do nothing that is not allowed elsewhere: no forwarding, no terminal.
+        text = f"restrict {key.strip()}\n"
+        if not key:
+            changes.append(f"accept {host} (deferred: its key is not made yet)")
+            continue
+        if os.path.basename(path) in present:
+            with open(path, encoding="utf-8") as stream:
+                if stream.read() == text:
+                    continue
+        changes.append(f"accept {host}")
+        if not check_mode:
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+            write(path, text)
+    for name in sorted(present):
+        # What an interrupted run left begins with a dot.
+        if name.removesuffix(SUFFIX) not in hosts:
+            changes.append(f"remove {name}")
+            if not check_mode:
+                os.unlink(os.path.join(directory, name))
+    return changes
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "directory": {"type": "path", "required": True},
+            # Public keys; without False everything that looks like one would be hidden.
+            "keys": {"type": "dict", "default": {}, "no_log": False},
+            "hosts": {"type": "list", "elements": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        changes = synchronize(
+            params["directory"], params["keys"], params["hosts"], module.check_mode
+        )
+    except OSError as error:
+        module.fail_json(msg=f"keys of the NAS's clients: {error}")
+    module.exit_json(changed=bool(changes), changes=changes)
+
+
+if __name__ == "__main__":
+    main()
