@@ -34,6 +34,8 @@ class ActionModule(ActionBase):
         """The task's arguments with every tree turned into files and directories."""
         arguments = dict(self._task.args)
         trees = arguments.pop("trees", None) or []
+        # Delegated, the tree belongs to the role on this host, and not to one of that other host.
+        arguments["role"] = "" if self._task.delegate_to else self.role_name(task_vars)
         for key in ("files", "secret_files", "directories"):
             arguments[key] = list(arguments.get(key) or [])
         if arguments.get("state") == "absent":
@@ -49,6 +51,13 @@ class ActionModule(ActionBase):
             arguments["secret_files" if tree.get("secret") else "files"] += files
             arguments["directories"] += directories
         return arguments
+
+    @staticmethod
+    def role_name(task_vars: dict[str, Any]) -> str:
+        """The role that the operator knows: of roles that import each other, the outermost."""
+        # Innermost parent first.
+        parents = list(task_vars.get("ansible_parent_role_names") or [])
+        return str(parents[-1] if parents else task_vars.get("role_name", ""))
 
     def render_tree(
         self, tree: dict[str, Any], task_vars: dict[str, Any]

@@ -18,6 +18,8 @@ import subprocess
 import tempfile
 from typing import Any
 
+from ansible.module_utils.basic import AnsibleModule
+
 RECORD_DIR = "/var/lib/prime-spark/trees"
 
 FILE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -57,7 +59,23 @@ TREE_ARGUMENTS: dict[str, dict[str, Any]] = {
         "options": DIRECTORY_OPTIONS,
     },
     "validate": {"type": "list", "elements": "list", "default": []},
+    "role": {"type": "str", "default": ""},
+    "absent": {"type": "list", "elements": "path", "default": []},
 }
+
+
+class TreeModule(AnsibleModule):
+    """A module that takes secret files, and says in the journal only for what it was called.
+
+    Ansible writes every module's arguments to the host's journal. It takes out the values marked
+    ``no_log`` from the list's printed form, in which a line break is written as two characters: a
+    value of more than one line stays.
+    """
+
+    def _log_invocation(self) -> None:
+        files = len(self.params.get("files") or []) + len(self.params.get("secret_files") or [])
+        name = self.params.get("name") or "a command"
+        self.log(f"Invoked for {name}, state {self.params.get('state')}, {files} files")
 
 
 class TreeError(Exception):
@@ -157,23 +175,65 @@ def write_atomically(file: File) -> None:
         raise
 
 
+def switch_link(path: str, target: str) -> None:
+    """Point a symbolic link elsewhere in one step."""
+    temporary = f"{path}.prime-spark-new"
+    if os.path.lexists(temporary):
+        os.unlink(temporary)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.symlink(target, temporary)
+    os.rename(temporary, path)
+
+
+def tree_files(params: dict[str, Any]) -> list[File]:
+    """The files of a module's ``files`` and ``secret_files``."""
+    return [
+        File(
+            path=os.path.normpath(item["path"]),
+            content=item["content"].encode(),
+            owner=item["owner"],
+            group=item["group"],
+            mode=int(item["mode"], 8),
+            secret=secret,
+        )
+        for key, secret in (("files", False), ("secret_files", True))
+        for item in params[key]
+    ]
+
+
+def stage_files(files: list[File], stage: str) -> None:
+    """Lay the files out below ``stage``, each at its full path, for a program to judge."""
+    for file in files:
+        path = stage + file.path
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(path, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as stream:
+            stream.write(file.content)
+        os.chmod(path, file.mode)
+
+
+def is_there(path: str) -> bool:
+    """Whether there is something to remove; an empty mount point cannot be removed."""
+    return os.path.lexists(path) and not (os.path.ismount(path) and not os.listdir(path))
+
+
+def remove_path(path: str) -> None:
+    """Remove a file, a link or a whole directory; of a mount point, what is in it."""
+    if os.path.ismount(path):
+        for name in os.listdir(path):
+            remove_path(os.path.join(path, name))
+    elif os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
 class Tree:
     """The wanted files of one owner, and the record of what was written for it before."""
 
     def __init__(self, params: dict[str, Any], record_dir: str = RECORD_DIR) -> None:
         self.name: str = params["name"]
-        self.files = [
-            File(
-                path=os.path.normpath(item["path"]),
-                content=item["content"].encode(),
-                owner=item["owner"],
-                group=item["group"],
-                mode=int(item["mode"], 8),
-                secret=secret,
-            )
-            for key, secret in (("files", False), ("secret_files", True))
-            for item in params[key]
-        ]
+        self.role: str = params.get("role") or ""
+        self.files = tree_files(params)
         self.directories = [
             Directory(
                 path=os.path.normpath(item["path"]),
@@ -280,12 +340,7 @@ class Tree:
         if not self.validators:
             return
         with tempfile.TemporaryDirectory(prefix="prime-spark-stage-") as stage:
-            for file in self.files:
-                path = stage + file.path
-                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-                with open(path, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as stream:
-                    stream.write(file.content)
-                os.chmod(path, file.mode)
+            stage_files(self.files, stage)
             for validator in self.validators:
                 argv = [str(word).replace("{stage}", stage) for word in validator]
                 if shutil.which(argv[0]) is None:
@@ -319,9 +374,34 @@ class Tree:
             else:
                 os.unlink(path)
 
+    def empty_directories(self) -> list[str]:
+        """Recorded directories that no other tree has and that would be empty without our files."""
+        ours = list(self.record.get("directories") or [])
+        others: set[str] = set()
+        folder = os.path.dirname(self.record_path)
+        for name in os.listdir(folder) if os.path.isdir(folder) else []:
+            path = os.path.join(folder, name)
+            if not name.endswith(".json") or path == self.record_path:
+                continue
+            try:
+                others.update(json.loads(read(path) or b"{}").get("directories") or [])
+            except ValueError:
+                continue
+        files = set(self.record.get("files") or []) | set(self.record.get("links") or [])
+        going: list[str] = []
+        for path in sorted(set(ours) - others, reverse=True):
+            if not os.path.isdir(path) or os.path.islink(path) or os.path.ismount(path):
+                continue
+            left = {os.path.join(path, name) for name in os.listdir(path)} - files - set(going)
+            if not left:
+                going.append(path)
+        return going
+
     def save(self, **entries: Any) -> None:
         """Merge entries into the record on the host; an entry of None is dropped."""
         record = {**self.record, **entries}
+        if self.role:
+            record["role"] = self.role
         record = {key: value for key, value in record.items() if value is not None}
         if record == self.record:
             return
@@ -330,6 +410,12 @@ class Tree:
         write_atomically(File(self.record_path, content, "root", "root", 0o600, False))
         self.record = record
 
+    @property
+    def before_path(self) -> str:
+        """Where prime_spark_undo notes what was there before."""
+        return self.record_path.removesuffix(".json") + ".before"
+
     def forget(self) -> None:
-        if os.path.exists(self.record_path):
-            os.unlink(self.record_path)
+        for path in (self.record_path, self.before_path):
+            if os.path.exists(path):
+                os.unlink(path)

@@ -14,13 +14,17 @@ description:
     C(CONFIG_HASH_<SERVICE>); put it into a label of the service, and a changed configuration file
     restarts that service alone.
   - A project whose containers all run, healthy and as wanted, is left alone.
+  - A new definition that does not come up healthy fails the task, and where an earlier one was
+    healthy its files and containers come back. The next run tries again.
+  - Two runs never work on one project at the same time; the second waits for the first.
 options:
   name:
     description: Name of the project and of its directory.
     type: str
     required: true
   state:
-    description: V(absent) removes the containers and the files, never volumes or bind-mounted data.
+    description: V(absent) removes containers, networks, images and files, never volumes or
+      bind-mounted data (but what O(absent) names).
     type: str
     choices: [present, absent]
     default: present
@@ -34,6 +38,15 @@ options:
     description: Further trees beside the role's C(templates/stack); see M(config_tree).
     type: list
     elements: dict
+  role:
+    description: Role that the project belongs to, for the record; set by the action plugin.
+    type: str
+    default: ""
+  absent:
+    description: Further paths that V(absent) removes, directories with all that is in them.
+    type: list
+    elements: path
+    default: []
   wait_timeout:
     description: Seconds until every service has to be running and healthy.
     type: int
@@ -65,7 +78,15 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_tree import TREE_ARGUMENTS, Tree, TreeError
+from ansible.module_utils.prime_spark_tree import (
+    TREE_ARGUMENTS,
+    Tree,
+    TreeError,
+    TreeModule,
+    is_there,
+    remove_path,
+)
+from ansible.module_utils.prime_spark_undo import Before, locked, noted, remember, settle
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **TREE_ARGUMENTS,
@@ -73,6 +94,24 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "directory": {"type": "path", "required": True},
     "wait_timeout": {"type": "int", "default": 180},
 }
+
+
+def docker(*words: str, check: bool = True) -> str:
+    """Run ``docker``; what it printed."""
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
+    if check and done.returncode != 0:
+        raise TreeError(f"`docker {' '.join(words)}` failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def docker_state() -> str:
+    """``missing``, ``down`` or ``up``."""
+    if shutil.which("docker") is None:
+        return "missing"
+    asked = subprocess.run(
+        ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, check=False
+    )
+    return "up" if asked.returncode == 0 else "down"
 
 
 class Project:
@@ -101,17 +140,11 @@ class Project:
 
     def containers(self) -> dict[str, dict[str, str]]:
         """Service name to hash, state and status of its container."""
-        done = subprocess.run(
-            ["docker", "ps", "--all", "--no-trunc", "--format", "{{json .}}"]
-            + ["--filter", f"label=com.docker.compose.project={self.name}"],
-            capture_output=True,
-            text=True,
-            check=False,
+        listed = docker(
+            "ps", "--all", "--no-trunc", "--format", "{{json .}}", "--filter", self.filter
         )
-        if done.returncode != 0:
-            raise TreeError(f"`docker ps` failed: {done.stderr.strip()}")
         found = {}
-        for line in done.stdout.splitlines():
+        for line in listed.splitlines():
             entry = json.loads(line)
             labels = dict(item.partition("=")[::2] for item in entry["Labels"].split(","))
             found[labels.get("com.docker.compose.service", entry["Names"])] = {
@@ -120,6 +153,29 @@ class Project:
                 "status": entry["Status"],
             }
         return found
+
+    @property
+    def filter(self) -> str:
+        return f"label=com.docker.compose.project={self.name}"
+
+    def images(self) -> list[str]:
+        """The images of the project's containers."""
+        lines = docker("ps", "--all", "--format", "{{.Image}}", "--filter", self.filter)
+        return sorted(set(lines.split()))
+
+    def networks(self) -> list[str]:
+        """The project's networks."""
+        lines = docker("network", "ls", "--format", "{{.Name}}", "--filter", self.filter)
+        return sorted(lines.split())
+
+    def down(self) -> None:
+        """Stop and remove containers and networks, also where the project's files are gone."""
+        argv = ["docker", "compose", "--project-name", self.name, "down", "--remove-orphans"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+        if done.returncode != 0:
+            raise TreeError(f"`{' '.join(argv)}` failed: {done.stderr.strip()}")
+        if left := self.networks():
+            docker("network", "rm", *left)
 
     def differences(self, source: str | None = None) -> list[str]:
         """Why what runs is not what is wanted, one sentence a service; empty when it is."""
@@ -187,10 +243,12 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     found = tree.difference()
     changes = found.sentences()
     result: dict[str, Any] = {"diff": tree.diff(found)}
-    if shutil.which("docker") is None:
+    docker_is = docker_state()
+    if docker_is != "up":
+        lacking = "is not installed" if docker_is == "missing" else "does not run"
         if not module.check_mode:
-            raise TreeError("Docker is not installed on this host: run the tag `docker` first")
-        changes.append("deferred: Docker is not installed yet, the project would be started")
+            raise TreeError(f"Docker {lacking} on this host: run the tag `docker` first")
+        changes.append(f"deferred: Docker {lacking} yet, the project would be started")
         return {**result, "changed": True, "changes": changes}
     if found or not os.path.exists(f"{project.directory}/compose.yml"):
         with stage(tree, project.directory) as source:
@@ -199,37 +257,86 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
             if module.check_mode:
                 changes += project.differences(source)
                 return {**result, "changed": bool(changes), "changes": changes}
-    if not module.check_mode:
+    if module.check_mode:
+        changes += project.differences()
+        return {**result, "changed": bool(changes), "changes": changes}
+    before = remember(tree, found, []) if found or noted(tree) else None
+    try:
         tree.apply(found)
-    needed = project.differences()
-    if needed and not module.check_mode:
-        project.up(module.params["wait_timeout"])
-    if not module.check_mode:
-        tree.save(files=sorted(file.path for file in tree.files))
+        needed = project.differences()
+        if needed:
+            project.up(module.params["wait_timeout"])
+    except (TreeError, OSError) as error:
+        if before is None:
+            raise
+        raise TreeError(f"{error}\n{go_back(project, tree, before, module.params)}") from None
+    tree.save(
+        files=sorted(file.path for file in tree.files),
+        directories=sorted(directory.path for directory in tree.directories) or None,
+        applied=tree.fingerprint(),
+    )
+    settle(tree)
     changes += needed
     return {**result, "changed": bool(changes), "changes": changes}
+
+
+def go_back(project: Project, tree: Tree, before: Before, params: dict[str, Any]) -> str:
+    """Restore the files that were there, run them, and say how that went."""
+    try:
+        before.restore()
+        project.up(params["wait_timeout"])
+    except (TreeError, OSError) as error:
+        return f"Went back to the previous definition, which does not work either: {error}"
+    settle(tree)
+    return "Went back to the previous definition."
 
 
 def absent(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     project = Project(tree.name, module.params["directory"])
     files = [path for path in tree.record.get("files", []) if os.path.lexists(path)]
-    containers = sorted(project.containers()) if shutil.which("docker") else []
-    changes = [f"remove {service}" for service in containers] + [f"remove {f}" for f in files]
+    usable = docker_state()
+    if tree.record and usable == "down":
+        raise TreeError(
+            f"Docker does not run, so {tree.name} cannot be removed: run the tag `docker`"
+        )
+    containers = sorted(project.containers()) if usable == "up" else []
+    images = project.images() if containers else []
+    networks = project.networks() if usable == "up" else []
+    directories = [path for path in tree.empty_directories() if path != project.directory]
+    leaving = [path for path in module.params["absent"] if is_there(path)]
+    changes = [f"remove container {service}" for service in containers]
+    changes += [f"remove network {name}" for name in networks]
+    changes += [f"remove image {name}" for name in images]
+    changes += [f"remove {path}" for path in [*files, *directories, *leaving]]
+    if tree.record and not changes:
+        changes = ["forget the project"]
     if changes and not module.check_mode:
-        if containers:
-            project.compose("down", "--remove-orphans")
+        if containers or networks:
+            project.down()
+        for image in images:
+            # In use by another project: then it stays.
+            docker("image", "rm", image, check=False)
         for path in files:
-            os.unlink(path)
-        shutil.rmtree(project.directory, ignore_errors=True)
+            remove_path(path)
+        if os.path.isdir(project.directory):
+            shutil.rmtree(project.directory)
+        for path in tree.empty_directories():
+            os.rmdir(path)
+        for path in leaving:
+            remove_path(path)
         tree.forget()
     return {"changed": bool(changes), "changes": changes}
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module = TreeModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
-        tree = Tree(module.params)
-        result = (present if module.params["state"] == "present" else absent)(module, tree)
+        act = present if module.params["state"] == "present" else absent
+        if module.check_mode:
+            result = act(module, Tree(module.params))
+        else:
+            with locked(module.params["name"]):
+                result = act(module, Tree(module.params))
     except (TreeError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

@@ -12,6 +12,10 @@ description:
   - Restarts on difference, not on event. A fingerprint of everything the consumers see is recorded
     after they came up healthy; while it differs from what is wanted, every run applies again. A
     restart that an interrupted run still owed is therefore made up for by the next one.
+  - A tree that fails to come up goes back; the files, links and units that were there before are
+    restored, the task fails with the reason, and the next run tries again. A tree that never worked
+    stays as it is.
+  - Two runs never work on one tree at the same time; the second waits for the first.
   - Use it through the action plugin of the same name, which renders C(trees) from templates.
 options:
   name:
@@ -19,7 +23,8 @@ options:
     type: str
     required: true
   state:
-    description: V(absent) stops and disables the units and removes the files that were written.
+    description: V(absent) stops and disables the units and removes the files that were written, the
+      directories that are empty then, and O(absent). O(apply) runs afterwards.
     type: str
     choices: [present, absent]
     default: present
@@ -72,6 +77,21 @@ options:
     description: Anything else whose change has to restart the units.
     type: str
     default: ""
+  needs:
+    description: Programs that the validators look for. Check mode on a host that has not got them
+      yet leaves the validation to the run, and says so.
+    type: list
+    elements: path
+    default: []
+  role:
+    description: Role that the tree belongs to, for the record; set by the action plugin.
+    type: str
+    default: ""
+  absent:
+    description: Further paths that V(absent) removes, directories with all that is in them.
+    type: list
+    elements: path
+    default: []
   health:
     description: Gate after a start. C(url) has to answer 200, within C(timeout) seconds.
     type: dict
@@ -103,13 +123,20 @@ restarted:
 
 import os
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_tree import TREE_ARGUMENTS, Tree, TreeError
+from ansible.module_utils.prime_spark_tree import (
+    TREE_ARGUMENTS,
+    Tree,
+    TreeError,
+    TreeModule,
+    is_there,
+    remove_path,
+    switch_link,
+)
+from ansible.module_utils.prime_spark_undo import Before, locked, remember, settle
+from ansible.module_utils.prime_spark_units import journal, run, unit_states, wait_healthy
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **TREE_ARGUMENTS,
@@ -126,83 +153,16 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "apply": {"type": "list", "elements": "list", "default": []},
     "units": {"type": "list", "elements": "str", "default": []},
     "fingerprint": {"type": "str", "default": ""},
+    "needs": {"type": "list", "elements": "path", "default": []},
     "health": {
         "type": "dict",
         "options": {
             "url": {"type": "str", "required": True},
             "timeout": {"type": "int", "default": 60},
+            "absent": {"type": "list", "elements": "str", "default": []},
         },
     },
 }
-
-
-def run(argv: list[str]) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise TreeError(f"`{' '.join(argv)}` failed: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
-
-
-def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
-    """The properties of each unit, asked for in one call."""
-    if not units:
-        return {}
-    wanted = "Id,ActiveState,UnitFileState,NeedDaemonReload,LoadState"
-    done = subprocess.run(
-        ["systemctl", "show", "--property", wanted, "--", *units],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    blocks = [
-        dict(line.partition("=")[::2] for line in block.splitlines())
-        for block in done.stdout.strip().split("\n\n")
-    ]
-    # In the order asked; a template's instance keeps its name, an alias would not.
-    return dict(zip(units, blocks, strict=False))
-
-
-def journal(unit: str) -> str:
-    done = subprocess.run(
-        ["journalctl", "--unit", unit, "--lines", "15", "--no-pager", "--output", "cat"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip()
-
-
-def wait_healthy(health: dict[str, Any], units: list[str]) -> None:
-    """Poll the URL until it answers 200; raise with what was seen last."""
-    deadline = time.monotonic() + health["timeout"]
-    seen = "nothing was tried"
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while True:
-        try:
-            with opener.open(health["url"], timeout=5) as answer:
-                if answer.status == 200:
-                    return
-                seen = f"status {answer.status}"
-        except urllib.error.HTTPError as error:
-            seen = f"status {error.code}: {error.read(2000).decode(errors='replace').strip()}"
-        except OSError as error:
-            seen = str(error)
-        if time.monotonic() >= deadline:
-            logs = "\n".join(f"last lines of {unit}:\n{journal(unit)}" for unit in units)
-            raise TreeError(
-                f"expected {health['url']} to answer 200 within {health['timeout']} s, "
-                f"seen last: {seen}\n{logs}"
-            )
-        time.sleep(0.25)
-
-
-def switch_link(path: str, target: str) -> None:
-    temporary = f"{path}.prime-spark-new"
-    if os.path.lexists(temporary):
-        os.unlink(temporary)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.symlink(target, temporary)
-    os.rename(temporary, path)
 
 
 def link_target(path: str) -> str | None:
@@ -248,82 +208,132 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         "restarted": restart,
         "diff": tree.diff(found),
     }
-    tree.validate()
-    if module.check_mode or not changes:
+    lacking = [path for path in params["needs"] if not os.path.exists(path)]
+    if module.check_mode and lacking:
+        result["changes"] = [*changes, f"deferred: validation needs {', '.join(lacking)}"]
+    else:
+        tree.validate()
+    if module.check_mode:
+        return result
+    if not changes:
+        tree.save()
+        settle(tree)
         return result
 
-    tree.apply(found)
-    before = {path: link_target(path) for path in links}
-    for path, target in links.items():
-        switch_link(path, target)
-    if acting and (stale or restart or disabled):
-        try:
-            if units:
-                run(["systemctl", "daemon-reload"])
-            if stale:
-                for argv in params["apply"]:
-                    run([str(word) for word in argv])
-            if disabled:
-                run(["systemctl", "enable", "--quiet", "--", *disabled])
-            if restart:
-                # A unit that gave up earlier (start limit) has to get a fresh chance.
-                subprocess.run(["systemctl", "reset-failed", "--", *restart], capture_output=True)
-                try:
-                    run(["systemctl", "restart", "--", *restart])
-                except TreeError as error:
-                    logs = "\n".join(f"last lines of {u}:\n{journal(u)}" for u in restart)
-                    raise TreeError(f"{error}\n{logs}") from None
-            if params["health"] and restart:
-                wait_healthy(params["health"], units)
-        except TreeError as error:
-            went_back = [path for path, target in before.items() if target]
-            for path in went_back:
-                switch_link(path, str(before[path]))
-            if went_back and units:
-                subprocess.run(["systemctl", "restart", "--", *units], capture_output=True)
-                raise TreeError(f"{error}\nWent back to {before[went_back[0]]}.") from None
+    # A killed run may have left its note: then this run owes the way back, too.
+    before = remember(tree, found, list(links))
+    try:
+        tree.apply(found)
+        for path, target in links.items():
+            switch_link(path, target)
+        if acting and (stale or restart or disabled):
+            activate(params, disabled, restart, stale)
+    except (TreeError, OSError) as error:
+        # A unit that only was down has nothing else to go back to.
+        if before is None or not (before.files or before.links):
+            settle(tree)
             raise
+        raise TreeError(f"{error}\n{go_back(tree, before, params)}") from None
     tree.save(
         files=sorted(file.path for file in tree.files),
+        directories=sorted(directory.path for directory in tree.directories) or None,
         applied=wanted,
         units=units,
         links=sorted(link["path"] for link in params["links"]) or None,
     )
+    settle(tree)
     return result
+
+
+def activate(params: dict[str, Any], disabled: list[str], restart: list[str], stale: bool) -> None:
+    """Make what is on disk what runs, and wait until that is healthy."""
+    units: list[str] = params["units"]
+    if units:
+        run(["systemctl", "daemon-reload"])
+    if stale:
+        for argv in params["apply"]:
+            run([str(word) for word in argv])
+    if disabled:
+        run(["systemctl", "enable", "--quiet", "--", *disabled])
+    if restart:
+        # A unit that gave up earlier (start limit) has to get a fresh chance.
+        subprocess.run(["systemctl", "reset-failed", "--", *restart], capture_output=True)
+        try:
+            run(["systemctl", "restart", "--", *restart])
+        except TreeError as error:
+            logs = "\n".join(f"last lines of {u}:\n{journal(u)}" for u in restart)
+            raise TreeError(f"{error}\n{logs}") from None
+    if params["health"] and restart:
+        wait_healthy(params["health"], units)
+
+
+def go_back(tree: Tree, before: Before, params: dict[str, Any]) -> str:
+    """Restore what was there, run it, and say how that went.
+
+    The record keeps the old fingerprint, so the next run tries again.
+    """
+    target = next((link for link in before.links.values() if link), "the previous configuration")
+    try:
+        before.restore()
+        units = [u for u, s in unit_states(params["units"]).items() if s["LoadState"] == "loaded"]
+        activate({**params, "units": units}, [], units, True)
+    except (TreeError, OSError) as error:
+        return f"Went back to {target}, which does not work either: {error}"
+    settle(tree)
+    return f"Went back to {target}."
 
 
 def absent(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     units = [
         unit
-        for unit, state in unit_states(tree.record.get("units", [])).items()
+        for unit, state in unit_states(tree.record.get("units") or []).items()
         if state.get("LoadState") == "loaded"
     ]
+    units += [
+        unit
+        for unit, state in unit_states(module.params["units"]).items()
+        if state.get("ActiveState") == "active" or state.get("UnitFileState") == "enabled"
+    ]
+    units = sorted(set(units), key=lambda unit: (unit.endswith(".service"), unit))
     paths = [
         path
         for key in ("files", "links")
         for path in tree.record.get(key) or []
         if os.path.lexists(path)
     ]
-    changes = [f"stop and disable {unit}" for unit in units] + [f"remove {path}" for path in paths]
+    paths += [path for path in module.params["absent"] if is_there(path)]
+    directories = tree.empty_directories()
+    changes = [f"stop and disable {unit}" for unit in units]
+    changes += [f"remove {path}" for path in dict.fromkeys(paths + directories)]
     if tree.record and not changes:
         changes = ["forget the tree"]
     if changes and not module.check_mode:
         if units:
             run(["systemctl", "disable", "--now", "--quiet", "--", *units])
         for path in paths:
-            os.unlink(path)
+            remove_path(path)
+        for path in tree.empty_directories():
+            os.rmdir(path)
         if units:
             run(["systemctl", "daemon-reload"])
+            subprocess.run(["systemctl", "reset-failed", "--", *units], capture_output=True)
+        for argv in module.params["apply"]:
+            run([str(word) for word in argv])
         tree.forget()
     return {"changed": bool(changes), "changes": changes, "restarted": []}
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module = TreeModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
         tree = Tree(module.params)
         act = present if module.params["state"] == "present" else absent
-        result = act(module, tree)
+        if module.check_mode:
+            result = act(module, tree)
+        else:
+            with locked(tree.name):
+                # Read again: the record may have changed while this run waited.
+                result = act(module, Tree(module.params))
     except (TreeError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

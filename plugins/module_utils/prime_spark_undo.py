@@ -1,0 +1,144 @@
+"""What a failed, a killed or a second run needs: the way back, and one run at a time.
+
+Shared by the modules ``config_tree`` and ``compose_project``.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ansible.module_utils.prime_spark_tree import (
+    Difference,
+    File,
+    Tree,
+    TreeError,
+    read,
+    switch_link,
+    write_atomically,
+)
+
+LOCK_DIR = "/run/prime-spark/locks"
+# Longer than anything that a run does to one tree: the slowest start plus its way back.
+LOCK_SECONDS = 600
+
+
+@contextmanager
+def locked(name: str, seconds: float = LOCK_SECONDS, directory: str = LOCK_DIR) -> Iterator[None]:
+    """Let one run at a time work on a tree.
+
+    What a killed ansible-playbook started goes on on the host for a while; the next run waits for
+    it here instead of writing and restarting in between. The lock ends with its holder.
+    """
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    path = os.path.join(directory, f"{name}.lock")
+    deadline = time.monotonic() + seconds
+    with open(path, "a+", encoding="utf-8") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    handle.seek(0)
+                    holder = handle.read().strip() or "unknown"
+                    raise TreeError(
+                        f"another run is still at work on {name} (process {holder} on this host), "
+                        f"waited {seconds:.0f} s for it. Run again when it has ended"
+                    ) from None
+                time.sleep(0.2)
+        handle.seek(0)
+        handle.truncate()
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+@dataclasses.dataclass
+class Before:
+    """What the host had before a tree was applied: file contents by path, and link targets.
+
+    Kept on disk, readable by root alone, from the first write until the new state is healthy or the
+    old one is back. It thus outlives a run that is killed, and the next run can still go back to
+    the last state that worked.
+    """
+
+    files: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
+    links: dict[str, str | None] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, paths: list[str], links: list[str]) -> Before:
+        """Read the given paths as they are now."""
+        before = cls()
+        for path in paths:
+            if os.path.isdir(path) and not os.path.islink(path):
+                continue
+            content = None if os.path.islink(path) else read(path)
+            if content is None:
+                before.files[path] = None
+                continue
+            status = os.stat(path)
+            before.files[path] = {
+                "content": base64.b64encode(content).decode(),
+                "mode": status.st_mode & 0o7777,
+                "uid": status.st_uid,
+                "gid": status.st_gid,
+            }
+        for path in links:
+            before.links[path] = os.readlink(path) if os.path.islink(path) else None
+        return before
+
+    def restore(self) -> None:
+        """Put everything back; a file that was not there goes, so that none is left over."""
+        for path, old in self.files.items():
+            if old is None:
+                if os.path.isfile(path) or os.path.islink(path):
+                    os.unlink(path)
+                continue
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            content = base64.b64decode(old["content"])
+            owner, group = str(old["uid"]), str(old["gid"])
+            write_atomically(File(path, content, owner, group, old["mode"], False))
+        for path, target in self.links.items():
+            if target is not None:
+                switch_link(path, target)
+
+
+def noted(tree: Tree) -> Before | None:
+    """What a run that did not end noted."""
+    raw = read(tree.before_path)
+    try:
+        return Before(**json.loads(raw)) if raw else None
+    except (ValueError, TypeError):
+        return None
+
+
+def remember(tree: Tree, found: Difference, links: list[str]) -> Before | None:
+    """Note what is there before it is overwritten; None where nothing ever worked.
+
+    What a killed run noted is older, and therefore wins.
+    """
+    if not tree.record.get("applied"):
+        return None
+    paths = [file.path for file in [*found.write, *found.attributes]] + found.remove
+    before = Before.of(paths, links)
+    if (older := noted(tree)) is not None:
+        before.files.update(older.files)
+        before.links.update(older.links)
+    content = json.dumps(dataclasses.asdict(before)).encode()
+    os.makedirs(os.path.dirname(tree.before_path), exist_ok=True)
+    write_atomically(File(tree.before_path, content, "root", "root", 0o600, True))
+    return before
+
+
+def settle(tree: Tree) -> None:
+    """The new state is healthy, or the old one is back: nothing is left to go back to."""
+    if os.path.exists(tree.before_path):
+        os.unlink(tree.before_path)

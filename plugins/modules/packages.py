@@ -1,0 +1,172 @@
+#!/usr/bin/python
+"""Ansible module: Debian packages, with a check mode that is right on a bare host, too."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: packages
+short_description: Install Debian packages that are missing
+description:
+  - Asks dpkg what is missing; only then are package lists fetched (when they are older than a day)
+    and the packages installed, without what they merely recommend.
+  - Needs nothing on the host. M(ansible.builtin.apt) needs python3-apt, which a bare host lacks, so
+    that its check mode fails there; and it reads apt's whole cache to find that nothing is to do.
+  - In check mode, packages that are missing are reported as a change. Whether they can be had is
+    simulated, but only with fresh package lists, which check mode does not fetch.
+  - A dpkg run that was interrupted earlier is completed first.
+options:
+  name:
+    description: Names of the packages.
+    type: list
+    elements: str
+    required: true
+  lists_max_age:
+    description: Age in seconds from which package lists are fetched anew.
+    type: int
+    default: 86400
+"""
+
+EXAMPLES = r"""
+- name: Install WireGuard
+  packages:
+    name: [wireguard-tools, nftables]
+"""
+
+RETURN = r"""
+missing:
+  description: The packages that were missing.
+  type: list
+  elements: str
+  returned: always
+changes:
+  description: One sentence for each change.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import glob
+import os
+import subprocess
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+LISTS = "/var/lib/apt/lists"
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "DEBIAN_FRONTEND": "noninteractive",
+    "LC_ALL": "C.UTF-8",
+}
+# Another apt (unattended-upgrades, say) holds its lock for a while.
+LOCK_SECONDS = 120
+
+
+class PackageError(Exception):
+    """Packages cannot be installed; the message says why."""
+
+
+def run(argv: list[str]) -> tuple[int, str]:
+    """Exit status and everything that was said."""
+    # What is set for proxies has to reach apt.
+    kept = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, env={**kept, **ENVIRONMENT}
+    )
+    return done.returncode, (done.stdout + done.stderr).strip()
+
+
+def missing_of(names: list[str], status: str) -> list[str]:
+    """The names without an installed package in ``dpkg-query``'s lines ``NAME STATUS``."""
+    installed = {
+        line.split()[0]
+        for line in status.splitlines()
+        if line.split()[1:] == ["install", "ok", "installed"]
+        or line.split()[1:] == ["hold", "ok", "installed"]
+    }
+    return [name for name in names if name not in installed]
+
+
+def lists_age() -> float | None:
+    """Seconds since the package lists were fetched, None where there are none."""
+    if not glob.glob(f"{LISTS}/*Packages*"):
+        return None
+    return max(0.0, time.time() - os.stat(LISTS).st_mtime)
+
+
+def fetch_lists() -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        status, said = run(["apt-get", "update", "--quiet", "--error-on=any"])
+        if status == 0:
+            # apt leaves the time as it is when nothing was new.
+            os.utime(LISTS)
+            return
+        if time.monotonic() >= deadline:
+            raise PackageError(f"the package lists cannot be fetched: {said[-2000:]}")
+        time.sleep(3)
+
+
+def install_command(names: list[str], *options: str) -> list[str]:
+    return [
+        "apt-get",
+        "install",
+        "--yes",
+        "--quiet",
+        "--no-install-recommends",
+        *options,
+        # A configuration file that somebody changed stays as it is.
+        "--option=Dpkg::Options::=--force-confdef",
+        "--option=Dpkg::Options::=--force-confold",
+        f"--option=DPkg::Lock::Timeout={LOCK_SECONDS}",
+        *names,
+    ]
+
+
+def install(names: list[str], max_age: int) -> None:
+    if os.path.isdir("/var/lib/dpkg/updates") and os.listdir("/var/lib/dpkg/updates"):
+        run(["dpkg", "--configure", "-a", "--force-confdef", "--force-confold"])
+    age = lists_age()
+    fresh = age is not None and age < max_age
+    if not fresh:
+        fetch_lists()
+    status, said = run(install_command(names))
+    if status != 0 and fresh:
+        # The mirror may have moved on since the lists were fetched.
+        fetch_lists()
+        status, said = run(install_command(names))
+    if status != 0:
+        raise PackageError(f"installing {', '.join(names)} failed: {said[-3000:]}")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "list", "elements": "str", "required": True},
+            "lists_max_age": {"type": "int", "default": 86400},
+        },
+        supports_check_mode=True,
+    )
+    names: list[str] = module.params["name"]
+    max_age: int = module.params["lists_max_age"]
+    _, status = run(["dpkg-query", "--show", "--showformat=${Package} ${Status}\n", *names])
+    missing = missing_of(names, status)
+    changes = [f"install {name}" for name in missing]
+    try:
+        if missing and not module.check_mode:
+            install(missing, max_age)
+        elif missing:
+            age = lists_age()
+            if age is None or age >= max_age:
+                changes.append("deferred: package lists are fetched first, then it is known more")
+            else:
+                code, said = run(install_command(missing, "--simulate"))
+                if code != 0:
+                    raise PackageError(f"{', '.join(missing)} cannot be installed: {said[-2000:]}")
+    except (PackageError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=bool(missing), missing=missing, changes=changes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""converge_command: right about changes in check mode, and deferred only where it cannot know."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+module: Any = sys.modules["prime_spark_modules.converge_command"]
+
+TOOL = """#!/bin/sh
+# Compares a file with a directory's content and makes it so.
+wanted=$(cat "$1"); check=$2
+[ "$(cat {state} 2>/dev/null)" = "$wanted" ] && {{ echo '{{"changed": false}}'; exit; }}
+[ "$wanted" = broken ] && {{ echo "cannot read $1" >&2; exit 1; }}
+[ "$check" = --check ] || echo "$wanted" > {state}
+echo '{{"changed": true, "changes": ["now '"$wanted"'"]}}'
+"""
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Path:
+    path = tmp_path / "release/bin/tool"
+    path.parent.mkdir(parents=True)
+    path.write_text(TOOL.format(state=tmp_path / "state"))
+    path.chmod(0o755)
+    return path
+
+
+def params(tmp_path: Path, tool: Path, content: str, **more: Any) -> dict[str, Any]:
+    config = str(tmp_path / "config")
+    return {
+        "argv": [str(tool), "{stage}" + config],
+        "check_argv": ["--check"],
+        "environment": {},
+        "stdin": None,
+        "changed_prefix": None,
+        "files": [{"path": config, "content": content, "owner": "0", "group": "0", "mode": "0644"}],
+        "secret_files": [],
+        "project": None,
+        "release": None,
+        "release_files": None,
+        "release_digest": None,
+        "timeout": 10,
+        **more,
+    }
+
+
+@pytest.fixture(autouse=True)
+def stage_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside root, /run cannot be written to."""
+    real = module.tempfile.TemporaryDirectory
+    monkeypatch.setattr(
+        module.tempfile, "TemporaryDirectory", lambda prefix, dir: real(prefix=prefix, dir=tmp_path)
+    )
+
+
+def test_a_change_that_is_not_written_yet_is_predicted(tmp_path: Path, tool: Path) -> None:
+    (tmp_path / "config").write_text("one")
+    module.execute(params(tmp_path, tool, "one"), "", check_mode=False)
+    assert module.predict(params(tmp_path, tool, "one")) == []
+    # The host still has the old file; judged is what a run would write.
+    assert module.predict(params(tmp_path, tool, "two")) == ["now two"]
+    assert (tmp_path / "state").read_text() == "one\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "release", "state"]
+
+
+def test_a_missing_program_defers_in_check_mode_and_fails_otherwise(
+    tmp_path: Path, tool: Path
+) -> None:
+    tool.unlink()
+    (said,) = module.predict(params(tmp_path, tool, "one"))
+    assert said == f"deferred: {tool} is not installed yet"
+    with pytest.raises(module.CommandError, match="not installed"):
+        module.execute(params(tmp_path, tool, "one"), "", check_mode=False)
+
+
+def test_a_project_that_does_not_run_defers(
+    tmp_path: Path, tool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "project_runs", lambda name: False)
+    (said,) = module.predict(params(tmp_path, tool, "one", project="kafka"))
+    assert said == "deferred: the project kafka does not run yet"
+
+
+def test_the_installed_release_answers_for_a_new_one_where_it_can(
+    tmp_path: Path, tool: Path
+) -> None:
+    new = str(tmp_path / "releases/new")
+    assert module.predict(params(tmp_path, tool, "two", release=new)) == ["now two"]
+    (said,) = module.predict(params(tmp_path, tool, "broken", release=new))
+    assert said.startswith("deferred: the new release is not installed yet")
+    # With the release there is nothing to wait for: it is an error.
+    with pytest.raises(module.CommandError, match="cannot read"):
+        module.predict(params(tmp_path, tool, "broken", release=str(tmp_path)))
+
+
+def test_other_migrations_than_the_installed_ones_defer(tmp_path: Path, tool: Path) -> None:
+    data = tmp_path / "release/lib/python3.11/site-packages/app/migrations"
+    data.mkdir(parents=True)
+    (data / "0001.sql").write_text("SELECT 1")
+    given = {
+        "release": str(tmp_path / "releases/new"),
+        "release_files": "app/migrations",
+        "release_digest": module.digest_of(str(data)),
+    }
+    assert module.predict(params(tmp_path, tool, "two", **given)) == ["now two"]
+    (data / "0002.sql").write_text("SELECT 2")
+    (said,) = module.predict(params(tmp_path, tool, "two", **given))
+    assert said == "deferred: the new release brings other migrations"
+
+
+def test_lines_with_a_prefix_are_changes_and_the_rest_is_talk() -> None:
+    output = "NOTICE: hello\nchanged: user a\n\nchanged: user b\n"
+    assert module.changes_in(output, "changed: ") == ["user a", "user b"]
+    assert module.changes_in("NOTICE: hello\n", "changed: ") == []
+
+
+@pytest.mark.parametrize("output", ["", "all well", "[]", '{"change": true}'])
+def test_an_answer_that_says_nothing_is_an_error(output: str) -> None:
+    with pytest.raises(module.CommandError, match="expected one JSON object"):
+        module.changes_in(output, None)
+
+
+def test_names_of_changes_come_from_whatever_the_command_calls_them() -> None:
+    answer = {"changed": True, "applied": [], "pending": ["0002"], "grants": ["SELECT"]}
+    assert module.changes_in(json.dumps(answer), None) == ["0002", "SELECT"]
+
+
+def test_the_command_may_not_take_for_ever(tmp_path: Path, tool: Path) -> None:
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(module.CommandError, match="did not end within 1 s"):
+        module.execute(params(tmp_path, tool, "x", timeout=1), "", check_mode=False)
+
+
+def test_documentation_names_every_argument() -> None:
+    documented = set(yaml.safe_load(module.DOCUMENTATION)["options"])
+    internal = {"directories", "release_digest"}
+    assert set(module.ARGUMENTS) - internal == documented - {"trees"}

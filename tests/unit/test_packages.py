@@ -1,0 +1,27 @@
+"""packages: what dpkg says is missing."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+module: Any = sys.modules["prime_spark_modules.packages"]
+
+STATUS = """\
+procps install ok installed
+docker.io hold ok installed
+nftables deinstall ok config-files
+wireguard-tools install ok half-configured
+dpkg-query: no packages found matching sshfs
+"""
+
+
+def test_only_what_is_installed_completely_is_not_missing() -> None:
+    names = ["procps", "docker.io", "nftables", "wireguard-tools", "sshfs"]
+    assert module.missing_of(names, STATUS) == ["nftables", "wireguard-tools", "sshfs"]
+
+
+def test_a_simulation_names_the_packages_last() -> None:
+    argv = module.install_command(["a", "b"], "--simulate")
+    assert argv[:2] == ["apt-get", "install"] and argv[-2:] == ["a", "b"]
+    assert "--simulate" in argv and "--no-install-recommends" in argv
