@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,7 +47,8 @@ class ActionModule(ActionBase):
         release = release_hash(source, lock, target)
         root = arguments.get("root", "/opt/prime-spark")
         path = f"{root}/services/{arguments['service']}/releases/{release}"
-        if release in asked["installed"]:
+        installed = release in asked["installed"]
+        if installed and (release == asked["current"] or self._task.check_mode):
             return {**result, "changed": False, "release": release, "path": path, "target": target}
         if self._task.check_mode:
             return {
@@ -57,10 +60,9 @@ class ActionModule(ActionBase):
                 "msg": f"release {release} would be built and installed",
             }
         arguments["release"] = release
-        if release not in asked["artifacts"]:
+        if not installed and release not in asked["artifacts"]:
             archive = self.build(source, lock, target, release)
-            with open(archive, "rb") as stream:
-                arguments["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+            arguments["sha256"] = checked_digest(archive)
             self._make_tmp_path()
             remote = self._connection._shell.join_path(
                 self._connection._shell.tmpdir, os.path.basename(archive)
@@ -69,7 +71,8 @@ class ActionModule(ActionBase):
         try:
             result.update(self._execute_module(module_args=arguments, task_vars=task_vars))
         finally:
-            self._remove_tmp_path(self._connection._shell.tmpdir)
+            if "archive" in arguments:
+                self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
 
     def source_directory(self) -> str:
@@ -97,6 +100,7 @@ class ActionModule(ActionBase):
                 return archive
             self._display.display(f"building release {release} for {target}: wheel and wheelhouse")
             wheelhouse = fetch_wheelhouse(cache, lock, target)
+            check_wheelhouse(wheelhouse, lock)
             work = f"{archive}.work"
             shutil.rmtree(work, ignore_errors=True)
             build_wheel(source, f"{work}/wheel")
@@ -104,6 +108,8 @@ class ActionModule(ActionBase):
                 tar.add(f"{work}/wheel", "wheel")
                 tar.add(wheelhouse, "wheelhouse")
             shutil.rmtree(work)
+            with open(f"{archive}.sha256", "w", encoding="ascii") as stream:
+                stream.write(file_digest(f"{archive}.partial"))
             os.rename(f"{archive}.partial", archive)
             forget_old(cache)
         return archive
@@ -134,8 +140,44 @@ def exclusive(path: str) -> Iterator[None]:
 def run(argv: list[str], what: str) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()[-2000:]
+        said = (done.stderr or done.stdout).strip()
+        if len(said) > 2000:
+            said = f"{said[:1000]}\n...\n{said[-1000:]}"
         raise AnsibleActionFail(f"{what} failed on the controller: {said}")
+
+
+def file_digest(path: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def checked_digest(archive: str) -> str:
+    """The digest of a cached archive, which has to be what it was when the archive was made."""
+    digest = file_digest(archive)
+    try:
+        with open(f"{archive}.sha256", encoding="ascii") as stream:
+            noted = stream.read().strip()
+    except FileNotFoundError:
+        noted = "none noted"
+    if digest != noted:
+        raise AnsibleActionFail(
+            f"{archive} changed since it was made: expected sha256 {noted}, got {digest}. "
+            "Remove it, the next run makes it anew"
+        )
+    return digest
+
+
+def check_wheelhouse(wheelhouse: str, lock: str) -> None:
+    """Refuse a cached wheel that is not, byte for byte, one that the lock names."""
+    with open(lock, encoding="utf-8") as stream:
+        locked = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", stream.read()))
+    for name in sorted(os.listdir(wheelhouse)):
+        digest = file_digest(os.path.join(wheelhouse, name))
+        if digest not in locked:
+            raise AnsibleActionFail(
+                f"{wheelhouse}/{name} is not what {os.path.relpath(lock)} says: its sha256 "
+                f"{digest} is not in there. Remove {wheelhouse}, the next run downloads it anew"
+            )
 
 
 def fetch_wheelhouse(cache: str, lock: str, target: str) -> str:
@@ -146,8 +188,8 @@ def fetch_wheelhouse(cache: str, lock: str, target: str) -> str:
     if os.path.isdir(wheelhouse):
         return wheelhouse
     machine, _, python = target.partition("-py")
-    partial = f"{wheelhouse}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(os.path.dirname(wheelhouse), exist_ok=True)
+    partial = tempfile.mkdtemp(".partial", f"{target}-", os.path.dirname(wheelhouse))
     platforms = [
         f"{name}_{machine}" for name in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
     ]
@@ -158,8 +200,14 @@ def fetch_wheelhouse(cache: str, lock: str, target: str) -> str:
         argv += ["--abi", abi]
     for platform in platforms:
         argv += ["--platform", platform]
-    run([*argv, "--requirement", lock], f"downloading the wheels for {target}")
-    os.rename(partial, wheelhouse)
+    try:
+        run([*argv, "--requirement", lock], f"downloading the wheels for {target}")
+        os.rename(partial, wheelhouse)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        # Another run on this controller may have been faster.
+        if not os.path.isdir(wheelhouse):
+            raise
     return wheelhouse
 
 
@@ -176,7 +224,20 @@ def build_wheel(source: str, directory: str) -> None:
 
 
 def forget_old(cache: str, keep: int = 12) -> None:
-    """Keep the newest archives; an older one is built again when it is wanted again."""
+    """Keep the newest archives and wheelhouses; an older one is made again when it is wanted."""
+    wheelhouses = os.path.join(os.path.dirname(cache), "wheelhouses")
     archives = [os.path.join(cache, name) for name in os.listdir(cache) if name.endswith(".tar")]
     for path in sorted(archives, key=os.path.getmtime, reverse=True)[keep:]:
         os.unlink(path)
+        if os.path.exists(f"{path}.sha256"):
+            os.unlink(f"{path}.sha256")
+    # A partial one may be another run's; that of a killed run goes when it is old.
+    houses = [os.path.join(wheelhouses, name) for name in os.listdir(wheelhouses)]
+    for path in sorted(houses, key=os.path.getmtime, reverse=True)[keep:]:
+        shutil.rmtree(path)
+    # What builds that were killed have left; the caller holds the lock, so none is under way.
+    for name in os.listdir(cache):
+        if name.endswith(".work"):
+            shutil.rmtree(os.path.join(cache, name))
+        elif name.endswith(".partial"):
+            os.unlink(os.path.join(cache, name))

@@ -14,6 +14,8 @@ description:
     without any network.
   - The C(current) link is not touched here; M(config_tree) switches it together with the service's
     configuration and switches back when the health gate fails.
+  - A release is complete when its marker is there, the last file that is written. What an
+    interrupted or failed run left is removed, and two runs on one host wait for each other.
 options:
   service:
     description: Name of the service; its releases live in C(root)/services/<service>/releases.
@@ -32,7 +34,8 @@ options:
     type: path
     default: /usr/bin/python3
   keep:
-    description: Number of releases that stay on the host.
+    description: Number of releases that stay on the host, the newest. The one that C(current)
+      points to stays in any case.
     type: int
     default: 3
   target:
@@ -64,6 +67,8 @@ target:
   returned: always
 """
 
+import errno
+import fcntl
 import glob
 import hashlib
 import os
@@ -71,6 +76,9 @@ import platform
 import shutil
 import subprocess
 import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -87,10 +95,37 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "sha256": {"type": "str"},
 }
 MARKER = ".complete"
+# Longer than an installation takes on a slow SD card.
+LOCK_SECONDS = 600
+# An upload that is still there after this long belongs to no run any more.
+UPLOAD_SECONDS = 3600
 
 
 class ReleaseError(Exception):
     """The release cannot be installed; the message says why."""
+
+
+@contextmanager
+def exclusive(root: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Let one run at a time install below ``root``; the lock ends with its holder."""
+    os.makedirs(root, exist_ok=True)
+    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise ReleaseError(
+                        f"another run has been installing below {root} for {seconds:.0f} s. "
+                        "Run again when it has ended"
+                    ) from None
+                time.sleep(0.2)
+        yield
+    finally:
+        os.close(handle)
 
 
 def host_target(python: str) -> str:
@@ -110,19 +145,23 @@ def unpack(archive: str, sha256: str, directory: str) -> None:
         raise ReleaseError(f"the archive arrived damaged: expected sha256 {sha256}, got {digest}")
     partial = f"{directory}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial, mode=0o755)
-    with tarfile.open(archive) as tar:
-        # Python before 3.11.4 has no filters; the digest above vouches for the content.
-        if hasattr(tarfile, "data_filter"):
-            tar.extraction_filter = tarfile.data_filter
-        tar.extractall(partial)
-    os.rename(partial, directory)
+    try:
+        os.makedirs(partial, mode=0o755)
+        with tarfile.open(archive) as tar:
+            # Python before 3.11.4 has no filters; the digest above vouches for the content.
+            if hasattr(tarfile, "data_filter"):
+                tar.extraction_filter = tarfile.data_filter
+            tar.extractall(partial)
+        os.rename(partial, directory)
+    except BaseException:
+        # On a full disk what was unpacked is in the way of everything else.
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def install(python: str, artifact: str, extra: str, directory: str) -> None:
     """Make the virtual environment in its final place; the marker is its last file."""
     shutil.rmtree(directory, ignore_errors=True)
-    os.makedirs(os.path.dirname(directory), exist_ok=True)
     wheels = glob.glob(f"{artifact}/wheel/prime_spark-*.whl")
     pips = glob.glob(f"{artifact}/wheelhouse/pip-*.whl")
     if len(wheels) != 1 or len(pips) != 1:
@@ -136,10 +175,27 @@ def install(python: str, artifact: str, extra: str, directory: str) -> None:
         + ["--find-links", f"{artifact}/wheelhouse", f"{wheels[0]}[{extra}]"],
     ]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PIP_ROOT_USER_ACTION": "ignore"}
-    for argv in steps:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
-        if done.returncode != 0:
-            raise ReleaseError(f"`{' '.join(argv)}` failed: {(done.stderr or done.stdout).strip()}")
+    try:
+        os.makedirs(os.path.dirname(directory), exist_ok=True)
+        for argv in steps:
+            done = subprocess.run(
+                argv, capture_output=True, text=True, check=False, env=environment
+            )
+            if done.returncode != 0:
+                said = (done.stderr or done.stdout).strip()
+                if os.strerror(errno.ENOSPC) in said:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
+                raise ReleaseError(f"`{' '.join(argv)}` failed: {said}")
+        # The marker vouches for the files before it, also when the host loses power now.
+        os.sync()
+        mark(directory)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def mark(directory: str) -> None:
+    """Say that a release is complete, and that it is the newest."""
     with open(os.path.join(directory, MARKER), "w", encoding="ascii") as stream:
         stream.write("\n")
 
@@ -150,12 +206,35 @@ def prune(releases: str, keep: int, spared: set[str]) -> list[str]:
         os.path.join(releases, name)
         for name in (os.listdir(releases) if os.path.isdir(releases) else [])
     ]
-    known.sort(key=lambda path: os.stat(path).st_mtime, reverse=True)
-    kept = [path for path in known if os.path.exists(os.path.join(path, MARKER))][:keep]
-    removed = [path for path in known if path not in kept and path not in spared]
+    complete = [path for path in known if os.path.exists(os.path.join(path, MARKER))]
+    complete.sort(key=lambda path: os.stat(os.path.join(path, MARKER)).st_mtime_ns, reverse=True)
+    kept = {*complete[:keep], *(path for path in complete if path in spared)}
+    removed = [path for path in known if path not in kept]
     for path in removed:
         shutil.rmtree(path)
     return removed
+
+
+def forget_uploads(archive: str) -> None:
+    """Remove archives of runs that were killed before Ansible could clean up after them."""
+    own = os.path.dirname(archive)
+    pattern = os.path.join(os.path.dirname(own), "ansible-tmp-*", "[0-9a-f]" * 16 + ".tar")
+    for path in glob.glob(pattern):
+        directory = os.path.dirname(path)
+        if directory != own and time.time() - os.stat(path).st_mtime > UPLOAD_SECONDS:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def describe(error: Exception, root: str) -> str:
+    """One sentence; of a full disk, what to do about it."""
+    if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+        return str(error)
+    free = shutil.disk_usage(root).free // 2**20
+    return (
+        f"no space left on the disk of {error.filename or root} ({free} MiB free at {root}, where "
+        "the unfinished release was removed again). Nothing was switched, the release before stays "
+        "in use. Make room and run again"
+    )
 
 
 def main() -> None:
@@ -176,25 +255,39 @@ def main() -> None:
             ]
             artifacts = os.path.join(root, "artifacts")
             result["artifacts"] = os.listdir(artifacts) if os.path.isdir(artifacts) else []
+            result["current"] = os.path.basename(os.path.realpath(os.path.join(home, "current")))
             module.exit_json(**result)
-        directory = os.path.join(home, "releases", release)
-        artifact = os.path.join(root, "artifacts", release)
-        result["path"] = directory
+        with exclusive(root):
+            changed, path = ensure(params, home)
+        result.update(changed=changed, path=path)
+    except (ReleaseError, OSError, tarfile.TarError) as error:
+        module.fail_json(msg=f"release of {params['service']}: {describe(error, root)}")
+    module.exit_json(**result)
+
+
+def ensure(params: dict[str, Any], home: str) -> tuple[bool, str]:
+    """Install the release if it is not there, then remove what is old or unfinished."""
+    releases = os.path.join(home, "releases")
+    directory = os.path.join(releases, params["release"])
+    artifacts = os.path.join(params["root"], "artifacts")
+    artifact = os.path.join(artifacts, params["release"])
+    changed = False
+    if params["archive"]:
+        forget_uploads(params["archive"])
+    if os.path.exists(os.path.join(directory, MARKER)):
+        # Back to a release from before: from now on it is the newest.
+        mark(directory)
+    else:
         if params["archive"] and not os.path.isdir(artifact):
             unpack(params["archive"], params["sha256"], artifact)
-            result["changed"] = True
-        if not os.path.exists(os.path.join(directory, MARKER)):
-            install(params["python"], artifact, params["extra"], directory)
-            result["changed"] = True
-        current = os.path.realpath(os.path.join(home, "current"))
-        prune(os.path.join(home, "releases"), params["keep"], {directory, current})
-        # Archives serve the services of one run; the environments stand on their own.
-        for name in os.listdir(os.path.dirname(artifact)):
-            if name != release:
-                shutil.rmtree(os.path.join(os.path.dirname(artifact), name))
-    except (ReleaseError, OSError) as error:
-        module.fail_json(msg=f"release of {params['service']}: {error}")
-    module.exit_json(**result)
+        install(params["python"], artifact, params["extra"], directory)
+        changed = True
+    prune(releases, params["keep"], {directory, os.path.realpath(os.path.join(home, "current"))})
+    # Archives serve the services of one run; the environments stand on their own.
+    for name in os.listdir(artifacts) if os.path.isdir(artifacts) else []:
+        if name != params["release"]:
+            shutil.rmtree(os.path.join(artifacts, name))
+    return changed, directory
 
 
 if __name__ == "__main__":

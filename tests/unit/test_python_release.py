@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def releases(root: Path, count: int) -> list[Path]:
         path = root / f"release{number}"
         path.mkdir(parents=True)
         (path / module.MARKER).write_text("")
-        os.utime(path, (1000 + number, 1000 + number))
+        os.utime(path / module.MARKER, (1000 + number, 1000 + number))
         made.append(path)
     return made
 
@@ -90,3 +92,79 @@ def test_a_damaged_archive_is_refused_and_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(module.ReleaseError, match="damaged"):
         module.unpack(str(archive), "0" * 64, str(tmp_path / "artifact"))
     assert [p.name for p in tmp_path.iterdir()] == ["release.tar"]
+
+
+def test_a_release_that_is_used_again_is_the_newest(tmp_path: Path) -> None:
+    made = releases(tmp_path, 4)
+    module.mark(str(made[0]))
+    module.prune(str(tmp_path), 2, set())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["release0", "release3"]
+
+
+def archive_with(tmp_path: Path, size: int) -> tuple[str, str]:
+    (tmp_path / "content").write_bytes(os.urandom(size))
+    archive = tmp_path / "release.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(tmp_path / "content", "wheel/content")
+    return str(archive), action.file_digest(str(archive))
+
+
+def test_a_disk_that_fills_while_unpacking_gets_its_space_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, digest = archive_with(tmp_path, 10)
+
+    def full(*_: object, **__: object) -> None:
+        (tmp_path / "artifacts/release.partial/half").write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device", "half")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+    with pytest.raises(OSError) as caught:
+        module.unpack(archive, digest, str(tmp_path / "artifacts/release"))
+    assert list((tmp_path / "artifacts").iterdir()) == []
+    said = module.describe(caught.value, str(tmp_path))
+    assert "no space left on the disk of half" in said
+    assert "the release before stays in use" in said
+
+
+def test_an_archive_that_changed_in_the_cache_is_refused(tmp_path: Path) -> None:
+    archive, digest = archive_with(tmp_path, 1000)
+    Path(f"{archive}.sha256").write_text(digest)
+    assert action.checked_digest(archive) == digest
+    flip_a_byte(Path(archive))
+    with pytest.raises(action.AnsibleActionFail, match="changed since it was made"):
+        action.checked_digest(archive)
+
+
+def test_a_wheel_that_changed_in_the_cache_is_refused(tmp_path: Path) -> None:
+    wheel = tmp_path / "house" / "some-1-py3-none-any.whl"
+    wheel.parent.mkdir()
+    wheel.write_bytes(os.urandom(1000))
+    lock = tmp_path / "lock.txt"
+    lock.write_text(f"some==1 \\\n    --hash=sha256:{action.file_digest(str(wheel))}\n")
+    action.check_wheelhouse(str(wheel.parent), str(lock))
+    flip_a_byte(wheel)
+    with pytest.raises(action.AnsibleActionFail, match=r"some-1-py3-none-any\.whl is not what"):
+        action.check_wheelhouse(str(wheel.parent), str(lock))
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_uploads_of_killed_runs_go_and_others_stay(tmp_path: Path) -> None:
+    name = "0123456789abcdef.tar"
+    for directory, age in (("own", 0), ("running", 60), ("killed", 7200)):
+        path = tmp_path / f"ansible-tmp-{directory}" / name
+        path.parent.mkdir()
+        path.write_text("")
+        os.utime(path, (time.time() - age,) * 2)
+    (tmp_path / "ansible-tmp-else").mkdir()
+    module.forget_uploads(str(tmp_path / "ansible-tmp-own" / name))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "ansible-tmp-else",
+        "ansible-tmp-own",
+        "ansible-tmp-running",
+    ]

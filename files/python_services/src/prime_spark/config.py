@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Annotated, BinaryIO, Literal, NoReturn, TypeVar
 
 import msgspec
 
@@ -28,6 +28,9 @@ DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,12
 TopicName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z")]
 CredentialName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")]
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+# Passwords to try, by user; never arguments, they come by standard input.
+Attempts = dict[str, list[str]]
 
 T = TypeVar("T", bound="Config")
 
@@ -99,6 +102,20 @@ def read_credential(name: str) -> str:
     if not secret:
         raise ConfigError(f"credential {name!r}: {path} is empty")
     return secret
+
+
+def read_attempts(stream: BinaryIO) -> Attempts:
+    """Read passwords to try as JSON {"user": ["password"]}; raise ConfigError without a value."""
+    try:
+        return msgspec.json.decode(stream.read(), type=Attempts)
+    except msgspec.MsgspecError:
+        raise ConfigError('standard input: expected JSON {"user": ["password"]}') from None
+
+
+def answer(content: object) -> int:
+    """Print one line of JSON, the answer of a command; returns the exit status 0."""
+    sys.stdout.buffer.write(msgspec.json.encode(content) + b"\n")
+    return 0
 
 
 def decode_config(data: bytes | str, config_type: type[T], source: str = "configuration") -> T:

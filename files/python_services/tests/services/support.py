@@ -67,11 +67,14 @@ class Command:
         inherited = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
         return {**inherited, "CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
 
-    def run(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, expect: int = 0, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         """Run to the end and return what it printed."""
         done = subprocess.run(
             [*self.arguments(), *arguments],
             env=self.environment(),
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=90,
@@ -80,9 +83,9 @@ class Command:
         assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def answer(self, *arguments: str) -> dict[str, Any]:
+    def answer(self, *arguments: str, stdin: str = "") -> dict[str, Any]:
         """Run to the end and return the one JSON object it printed."""
-        lines = self.run(*arguments).stdout.splitlines()
+        lines = self.run(*arguments, stdin=stdin).stdout.splitlines()
         assert len(lines) == 1, lines
         answer: dict[str, Any] = json.loads(lines[0])
         return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,39 @@ def test_wrong_admin_password_is_one_clear_line(kafka: KafkaServer, tmp_path: Pa
     admin.credentials = {**admin.credentials, "admin": "wrong"}
     error = admin.run("apply", expect=1).stderr
     assert error == "error: Kafka refuses the login of admin\n"
+
+
+def test_the_administrator_gets_a_new_password_with_the_previous_one(
+    kafka: KafkaServer, tmp_path: Path
+) -> None:
+    admin = kafka_admin(kafka, tmp_path)
+    admin.credentials = {"admin": "another one"}
+    unknown = admin.run("rekey", expect=1, stdin="wrong\n")
+    assert unknown.stderr == (
+        "error: Kafka refuses the login of admin, with the new password and with the previous one\n"
+    )
+    changed = {"changed": True, "changes": ["change the password of user admin"]}
+    try:
+        assert admin.answer("rekey", stdin=f"{kafka.admin_password}\n") == changed
+        assert can_log_in(kafka, "admin", "another one")
+        assert not can_log_in(kafka, "admin", kafka.admin_password)
+        again = admin.answer("rekey", stdin=f"{kafka.admin_password}\n")
+        assert again == {"changed": False, "changes": []}
+    finally:
+        back = kafka_admin(kafka, tmp_path)
+        assert back.answer("rekey", stdin="another one\n") == changed
+
+
+def test_logins_are_tried_with_passwords_from_standard_input(
+    kafka: KafkaServer, tmp_path: Path
+) -> None:
+    kafka_admin(kafka, tmp_path, users=USERS).answer("apply")
+    attempts = {"reader": [USERS["reader"], "wrong"], "nobody": ["wrong"]}
+    admin = kafka_admin(kafka, tmp_path)
+    assert admin.answer("login", stdin=json.dumps(attempts)) == {
+        "accepted": {"reader": [True, False], "nobody": [False]}
+    }
+    assert "expected JSON" in admin.run("login", expect=1, stdin='{"reader": "secret"}').stderr
 
 
 def test_absent_broker_is_one_clear_line(kafka: KafkaServer, tmp_path: Path) -> None:

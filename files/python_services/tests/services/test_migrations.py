@@ -102,3 +102,15 @@ def test_absent_database_is_one_clear_line(postgres: PostgresServer, tmp_path: P
     stderr = db.run("migrate", expect=1).stderr
     assert stderr.startswith(f"error: database {postgres.host}:9: ")
     assert len(stderr.splitlines()) == 1
+
+
+def test_logins_are_tried_with_passwords_from_standard_input(
+    postgres: PostgresServer, db: Command
+) -> None:
+    create_role(postgres, "someone", "the right one")
+    attempts = {"someone": ["the right one", "wrong"], "nobody": ["wrong"]}
+    assert db.answer("login", stdin=json.dumps(attempts)) == {
+        "accepted": {"someone": [True, False], "nobody": [False]}
+    }
+    refused = db.run("login", expect=1, stdin="not JSON").stderr
+    assert refused.startswith("error: standard input: expected JSON")

@@ -38,6 +38,7 @@ from kafka.admin import (
 from kafka.errors import KafkaError
 
 from prime_spark.config import (
+    Attempts,
     Config,
     ConfigError,
     CredentialName,
@@ -46,8 +47,10 @@ from prime_spark.config import (
     Positive,
     PositiveSeconds,
     TopicName,
+    answer,
     argument_parser,
     config_from_arguments,
+    read_attempts,
     read_credential,
 )
 from prime_spark.streaming.scram import can_log_in
@@ -218,7 +221,7 @@ class ClusterAdmin:
                 sentence = f"change the password of user {name}"
             else:
                 continue
-            yield Change(sentence, partial(self._set_password, name, password))
+            yield Change(sentence, partial(self.set_password, name, password))
         for name, mechanisms in sorted(active.items()):
             # Never the account this very run depends on.
             if mechanisms and name not in self._passwords and name != self._config.username:
@@ -227,7 +230,8 @@ class ClusterAdmin:
     def _can_log_in(self, name: str, password: str) -> bool:
         return _log_in(self._config, name, password, time.monotonic() + _LOGIN_SECONDS)
 
-    def _set_password(self, name: str, password: str) -> None:
+    def set_password(self, name: str, password: str) -> None:
+        """Set a user's password and wait until it counts."""
         self._alter_users(
             [UserScramCredentialUpsertion(name, self._mechanism, password, iterations=_ITERATIONS)]
         )
@@ -287,9 +291,9 @@ class ClusterAdmin:
 
 
 @contextmanager
-def connected(config: KafkaAdminConfig) -> Iterator[Any]:
+def connected(config: KafkaAdminConfig, password: str | None = None) -> Iterator[Any]:
     """Log in as the administrator, waiting for a broker that is still starting."""
-    password = read_credential(config.credential)
+    password = read_credential(config.credential) if password is None else password
     deadline = time.monotonic() + config.wait_seconds
     if not _log_in(config, config.username, password, deadline):
         raise AdminError(f"Kafka refuses the login of {config.username}")
@@ -331,6 +335,31 @@ def apply(config: KafkaAdminConfig, *, check: bool) -> list[str]:
     return [change.sentence for change in changes]
 
 
+def rekey(config: KafkaAdminConfig, previous: str) -> list[str]:
+    """Give the administrator the password of the credential, logging in with the previous one.
+
+    `apply` logs in with that password itself, so it cannot be what changes it.
+    """
+    user, password = config.username, read_credential(config.credential)
+    if _log_in(config, user, password, time.monotonic() + config.wait_seconds):
+        return []
+    try:
+        with connected(config, previous) as client:
+            ClusterAdmin(config, client).set_password(user, password)
+    except AdminError as error:
+        raise AdminError(f"{error}, with the new password and with the previous one") from None
+    return [f"change the password of user {user}"]
+
+
+def try_logins(config: KafkaAdminConfig, attempts: Attempts) -> dict[str, list[bool]]:
+    """Return for each user's passwords whether Kafka accepts them."""
+    deadline = time.monotonic() + config.wait_seconds
+    return {
+        user: [_log_in(config, user, password, deadline) for password in passwords]
+        for user, passwords in attempts.items()
+    }
+
+
 def _acls(entry: AclConfig) -> Iterator[ACL]:
     pattern = ResourcePattern(
         ResourceType[entry.resource_type], entry.name, ACLResourcePatternType[entry.pattern]
@@ -364,25 +393,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point."""
     parser = argument_parser(
         "prime-spark-kafka-admin",
-        "Make topics, users and ACLs of a Kafka cluster match the configuration.",
+        "Make topics, users and ACLs of a Kafka cluster match the configuration (apply); give the "
+        "administrator a new password, with the previous one on standard input (rekey); try the "
+        'passwords on standard input, {"user": ["password"]} (login).',
     )
-    parser.add_argument("command", choices=["apply"], nargs="?", default="apply")
+    parser.add_argument("command", choices=["apply", "rekey", "login"], nargs="?", default="apply")
     parser.add_argument(
         "--check", action="store_true", help="say what would change, change nothing"
     )
     arguments = parser.parse_args(argv)
     config = config_from_arguments(arguments, KafkaAdminConfig)
     try:
-        changes = apply(config, check=arguments.check)
+        if arguments.command == "login":
+            return answer({"accepted": try_logins(config, read_attempts(sys.stdin.buffer))})
+        if arguments.command == "rekey":
+            changes = rekey(config, sys.stdin.readline().rstrip("\r\n"))
+        else:
+            changes = apply(config, check=arguments.check)
     except (AdminError, ConfigError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except (KafkaError, OSError) as error:
         sys.stderr.write(f"error: Kafka: {type(error).__name__}: {error}\n")
         return 1
-    answer = {"changed": bool(changes), "changes": changes}
-    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
-    return 0
+    return answer({"changed": bool(changes), "changes": changes})
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ import asyncpg
 import msgspec
 
 from prime_spark.config import (
+    Attempts,
     Config,
     ConfigError,
     DatabaseConfig,
     PositiveSeconds,
+    answer,
     argument_parser,
     config_from_arguments,
+    read_attempts,
 )
 from prime_spark.timeseries.connection import (
     DATABASE_ERRORS,
@@ -53,12 +56,31 @@ async def _run(config: DbConfig, command: str, *, check: bool) -> Result:
         await connection.close(timeout=5)
 
 
-async def _connect_patiently(config: DbConfig) -> Any:
+async def _try_logins(config: DbConfig, attempts: Attempts) -> dict[str, list[bool]]:
+    """Return for each user's passwords whether the database accepts them."""
+    return {
+        user: [await _accepts(config, user, password) for password in passwords]
+        for user, passwords in attempts.items()
+    }
+
+
+async def _accepts(config: DbConfig, user: str, password: str) -> bool:
+    database = msgspec.structs.replace(config.database, username=user)
+    patient = msgspec.structs.replace(config, database=database)
+    try:
+        connection = await _connect_patiently(patient, password)
+    except asyncpg.InvalidAuthorizationSpecificationError:
+        return False
+    await connection.close(timeout=5)
+    return True
+
+
+async def _connect_patiently(config: DbConfig, password: str | None = None) -> Any:
     """Connect, waiting for a database that is still starting."""
     deadline = time.monotonic() + config.wait_seconds
     while True:
         try:
-            return await connect(config.database, "prime-spark-db")
+            return await connect(config.database, "prime-spark-db", password)
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError):
             if time.monotonic() >= deadline:
                 raise
@@ -67,14 +89,23 @@ async def _connect_patiently(config: DbConfig) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point."""
-    parser = argument_parser("prime-spark-db", "Apply the schema migrations of this release.")
-    parser.add_argument("command", choices=["migrate", "status"], nargs="?", default="status")
+    parser = argument_parser(
+        "prime-spark-db",
+        "Apply the schema migrations of this release (migrate), say which are applied (status); "
+        'try the passwords on standard input, {"user": ["password"]} (login).',
+    )
+    parser.add_argument(
+        "command", choices=["migrate", "status", "login"], nargs="?", default="status"
+    )
     parser.add_argument(
         "--check", action="store_true", help="say what `migrate` would do, change nothing"
     )
     arguments = parser.parse_args(argv)
     config = config_from_arguments(arguments, DbConfig)
     try:
+        if arguments.command == "login":
+            attempts = read_attempts(sys.stdin.buffer)
+            return answer({"accepted": asyncio.run(_try_logins(config, attempts))})
         result = asyncio.run(_run(config, arguments.command, check=arguments.check))
     except (MigrationError, ConfigError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -83,8 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{config.database.host}:{config.database.port}"
         sys.stderr.write(f"error: database {place}: {describe_database_error(error)}\n")
         return 1
-    sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
-    return 0
+    return answer(result)
 
 
 if __name__ == "__main__":

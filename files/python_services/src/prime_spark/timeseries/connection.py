@@ -23,14 +23,19 @@ DATABASE_ERRORS = (
 )
 
 
-async def connect(config: DatabaseConfig, application: str, **options: Any) -> Any:
-    """Return an asyncpg connection; raises OSError, TimeoutError or asyncpg.PostgresError."""
+async def connect(
+    config: DatabaseConfig, application: str, password: str | None = None, **options: Any
+) -> Any:
+    """Return an asyncpg connection; raises OSError, TimeoutError or asyncpg.PostgresError.
+
+    The password is that of the credential unless one is given.
+    """
     return await asyncpg.connect(
         host=config.host,
         port=config.port,
         database=config.name,
         user=config.username,
-        password=read_credential(config.credential),
+        password=read_credential(config.credential) if password is None else password,
         timeout=_CONNECT_SECONDS,
         server_settings={"application_name": application, "timezone": "UTC"},
         **options,

@@ -1,0 +1,85 @@
+"""release_switch: which release is chosen, and what the next run sees afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+module: Any = sys.modules["prime_spark_modules.release_switch"]
+RELEASES = ("aaaa1111", "aabb2222", "cccc3333")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Three releases, the newest in use, and one that is not complete."""
+    for number, name in enumerate(RELEASES):
+        directory = tmp_path / "releases" / name
+        directory.mkdir(parents=True)
+        (directory / ".complete").write_text("")
+        os.utime(directory / ".complete", (1000 + number,) * 2)
+    (tmp_path / "releases" / "unfinished").mkdir()
+    use(tmp_path, "cccc3333")
+    return tmp_path
+
+
+def use(home: Path, release: str) -> None:
+    (home / "current").unlink(missing_ok=True)
+    (home / "current").symlink_to(home / "releases" / release)
+
+
+def choose(home: Path, wanted: str = "") -> str:
+    return str(module.choose(module.known_releases(str(home)), wanted, "telemetry"))
+
+
+def test_complete_releases_are_listed_newest_first(home: Path) -> None:
+    listed = module.known_releases(str(home))
+    assert [entry["release"] for entry in listed] == list(reversed(RELEASES))
+    assert [entry["current"] for entry in listed] == [True, False, False]
+    assert listed[0]["installed"] == "1970-01-01T00:16:42Z"
+
+
+def test_by_default_the_one_before_the_current_one(home: Path) -> None:
+    assert choose(home) == "aabb2222"
+    use(home, "aabb2222")
+    assert choose(home) == "aaaa1111"
+
+
+def test_there_is_none_before_the_oldest(home: Path) -> None:
+    use(home, "aaaa1111")
+    with pytest.raises(module.TreeError, match=r"no release before .* aaaa1111 \(current\)"):
+        choose(home)
+
+
+def test_a_release_by_the_beginning_of_its_hash(home: Path) -> None:
+    assert choose(home, "aaaa") == "aaaa1111"
+    assert choose(home, "cccc3333") == "cccc3333"
+    with pytest.raises(module.TreeError, match="more than one release begins with 'aa'"):
+        choose(home, "aa")
+    with pytest.raises(module.TreeError, match=r"no release begins with 'dd'.*aabb2222"):
+        choose(home, "dd")
+
+
+def test_the_next_run_owes_a_restart(tmp_path: Path) -> None:
+    record = tmp_path / "service-telemetry.json"
+    record.write_text(json.dumps({"applied": "fingerprint", "files": ["/etc/x"]}))
+    module.owe_restart("telemetry", "aaaa1111", str(tmp_path))
+    assert json.loads(record.read_text()) == {
+        "applied": "rolled back to aaaa1111",
+        "files": ["/etc/x"],
+    }
+    module.owe_restart("other", "aaaa1111", str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["service-telemetry.json"]
+
+
+def test_an_old_release_may_refuse_the_configuration(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "prime-spark-telemetry"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'error: unknown field `new`' >&2\nexit 2\n")
+    program.chmod(0o755)
+    with pytest.raises(module.TreeError, match=r"nothing was switched: .*unknown field `new`"):
+        module.judge_configuration(str(tmp_path), "telemetry", "/etc/config.json")
