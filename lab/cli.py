@@ -4,7 +4,8 @@ python3 -m lab up            boot the lab (idempotent), show it when SSH answers
 python3 -m lab status        a table of the hosts
 python3 -m lab ssh HOST      a shell on a host, or a command there
 python3 -m lab down          power everything off, keep the disks
-python3 -m lab destroy       down, then delete disks, keys and secrets (bases and images stay)
+python3 -m lab destroy       down, then delete disks, keys and secrets (bases and images stay);
+                             with --disks the disks alone: the same fleet, its hosts bare
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from lab.common import (
     LOCK,
     LOGS,
     MACHINE_BEFORE,
+    OPEN_CONNECTIONS,
     OPERATOR_KEY,
     OWNER,
     RUNTIME,
@@ -367,13 +369,19 @@ def _down(takeover: bool, progress: Progress) -> None:
 
 
 def destroy(options: argparse.Namespace) -> int:
-    """Down, then delete disks, keys and secrets; with --cache also bases and images."""
+    """Down, then delete disks, keys and secrets; with --cache also bases and images.
+
+    With --disks the disks alone: the same fleet, its hosts bare.
+    """
     steps = Steps()
     with _exclusive(steps):
         _down(options.takeover, steps)
         if mounted := mounts_below(STATE):
             raise LabError(f"not deleting anything: {mounted[0]} is mounted; unmount it first")
         names = ["disks", "ssh", "secrets", "logs"] + (["cache"] if options.cache else [])
+        if options.disks:
+            # Connections that Ansible keeps open lead to hosts that are no more.
+            names = ["disks", str(OPEN_CONNECTIONS.relative_to(STATE))]
         for name in names:
             if (STATE / name).exists():
                 steps(f"deleting {STATE / name}")
@@ -540,7 +548,9 @@ def _parser() -> argparse.ArgumentParser:
     for function in (down, destroy):
         command = add(function)
         command.add_argument("--takeover", action="store_true", help="also another checkout's lab")
-    command.add_argument("--cache", action="store_true", help="also the bases and images")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--cache", action="store_true", help="also the bases and images")
+    what.add_argument("--disks", action="store_true", help="the disks alone: bare hosts again")
     add(status).add_argument("--json", action="store_true")
     for function in (ssh, console):
         command = add(function)

@@ -22,6 +22,8 @@ RUNTIME = Path(os.environ.get("PRIME_SPARK_LAB_RUN", "/run/prime-spark-lab"))
 CACHE = STATE / "cache"
 DISKS = STATE / "disks"
 SSH = STATE / "ssh"
+# Where Ansible keeps connections to hosts open, by the inventory.
+OPEN_CONNECTIONS = SSH / "control"
 LOGS = STATE / "logs"
 NETNS = Path("/run/netns")  # inside the supervisor's mount namespace
 OPERATOR_KEY = SSH / "id_ed25519"

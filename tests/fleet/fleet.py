@@ -25,7 +25,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PROBES = Path(__file__).resolve().parent / "probes"
 LAB = Path(os.environ.get("PRIME_SPARK_LAB_DIR", "/var/lib/prime-spark-lab"))
 BIN = Path(sys.executable).parent
+# `make test-full`: long forms too.
+FULL = os.environ.get("PRIME_SPARK_FULL") == "1"
 SYSTEM_PYTHON = "/usr/bin/python3"
+# The long forms of the tests, `make test-full`.
+FULL = os.environ.get("PRIME_SPARK_FULL") == "1"
 # SSH limits the length of a socket's path, so not below pytest's own directories.
 SOCKETS = Path(tempfile.gettempdir()) / f"prime-spark-fleet-{os.getpid()}"
 
@@ -180,14 +184,14 @@ def execute(sql: str) -> None:
     shell(connect(name), script, sql)
 
 
-def lab(*arguments: str) -> str:
+def lab(*arguments: str, seconds: float = 120) -> str:
     """Run a command of the lab on this machine."""
     done = subprocess.run(
         [sys.executable, "-m", "lab", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=seconds,
     )
     said = f"{done.stdout}{done.stderr}".strip()
     assert done.returncode == 0, f"`lab {' '.join(arguments)}` exits with {done.returncode}: {said}"

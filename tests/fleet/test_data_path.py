@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 import time
 import uuid
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.fleet import fleet
+from tests.fleet.condition import buffered
 from tests.fleet.fleet import (
     connect,
     execute,
@@ -25,7 +25,6 @@ from tests.fleet.fleet import (
     service_python,
     setting,
     shell,
-    vpn_address,
 )
 
 DEVICES = members("telemetry")
@@ -167,19 +166,6 @@ def test_a_poison_message_costs_no_other_and_is_kept_with_its_origin(device: str
 
 
 # --- Kafka goes away -------------------------------------------------------------------------
-
-
-def buffered() -> dict[str, float]:
-    """By device: how many samples wait for Kafka."""
-    urls = {
-        device: f"http://{vpn_address(device)}"
-        f":{setting(device, 'telemetry', 'telemetry_port')}/metrics"
-        for device in DEVICES
-    }
-    pages = probe(connect(members("kafka")[0]), "http_get", *urls.values())
-    pattern = re.compile(r"^prime_spark_telemetry_buffer_records (\S+)", re.MULTILINE)
-    found = {device: pattern.search(pages[url].get("body", "")) for device, url in urls.items()}
-    return {device: float(match[1]) for device, match in found.items() if match}
 
 
 def restarts(unit: str, group: str) -> dict[str, str]:

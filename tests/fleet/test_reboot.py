@@ -4,64 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
 from tests.fleet import fleet
-from tests.fleet.fleet import connect, members, query, setting, shell, vpn_address
+from tests.fleet.condition import boot_id, state
+from tests.fleet.fleet import members, query, setting
 
 pytestmark = pytest.mark.reboot
 
 DEVICES = members("telemetry")
-# By group: the units that have to be active. What listens is up before what it serves is there.
-UNITS = {
-    "managed": ["prime-spark-sysctl.service"],
-    "wireguard": [
-        "wg-quick@wg0.service",
-        "prime-spark-vpn-guard.service",
-        "prime-spark-vpn-status.timer",
-    ],
-    "nas": ["mnt-nas.automount"],
-    "nas_server": ["ssh.service"],
-    "docker": ["docker.service"],
-    "telemetry": ["prime-spark-telemetry.service"],
-    "ingest": ["prime-spark-ingest.service"],
-    "api": ["prime-spark-api.service"],
-    "spark_agent": ["prime-spark-agent.service"],
-}
-PROJECTS = ("kafka", "redis", "timescale")
-
-
-def groups_of(name: str) -> set[str]:
-    return {group for group in {*UNITS, *PROJECTS} if name in members(group)}
-
-
-def boot_id(name: str) -> str:
-    return shell(connect(name), "cat /proc/sys/kernel/random/boot_id")
-
-
-def state(name: str, *, share: bool = True) -> dict[str, Any]:
-    """What of a host is not as it should be; nothing when it is well."""
-    groups, host = groups_of(name), connect(name)
-    units = [unit for group in sorted(groups & set(UNITS)) for unit in UNITS[group]]
-    wrong: dict[str, Any] = {}
-    states = shell(host, 'systemctl is-active "$@" || true', *units).splitlines()
-    wrong["units"] = [(u, s) for u, s in zip(units, states, strict=True) if s != "active"]
-    wrong["failed"] = shell(host, "systemctl --failed --plain --no-legend").splitlines()
-    if projects := sorted(groups & set(PROJECTS)):
-        script = "docker ps --all --format '{{.Label \"com.docker.compose.project\"}} {{.Status}}'"
-        found = [line.split(" ", 1) for line in shell(host, script).splitlines()]
-        well = {p for p, status in found if status.startswith("Up") and "(healthy)" in status}
-        wrong["containers"] = [found] if well != set(projects) else []
-    if share and "nas" in groups:
-        script = "timeout 20 ls -A /mnt/nas && findmnt --noheadings --output FSTYPE /mnt/nas"
-        wrong["mount"] = [] if ".prime-spark-nas" in shell(host, script) else ["no share"]
-    if "wireguard" in groups:
-        others = [vpn_address(n) for n in members("wireguard") if n != name]
-        script = 'for a; do ping -q -c 1 -W 2 "$a" >/dev/null || echo "$a"; done'
-        wrong["vpn"] = shell(host, script, *others).splitlines()
-    return {what: seen for what, seen in wrong.items() if seen}
 
 
 def newest() -> dict[str, datetime]:

@@ -275,6 +275,15 @@ def test_destroy_refuses_while_something_is_mounted(lab: Checkout) -> None:
     assert (STATE / "disks" / HOST / "upper/etc/machine-id").exists()
 
 
+def test_destroy_of_the_disks_makes_the_same_hosts_bare(lab: Checkout) -> None:
+    before = (STATE / "ssh/known_hosts").read_text()
+    lab("destroy", "--disks")
+    assert not (STATE / "disks").exists()
+    lab("up", "--no-images", HOST)
+    assert (STATE / "ssh/known_hosts").read_text() == before
+    lab("ssh", HOST, "true")
+
+
 def test_destroy_removes_disks_and_keys_but_no_borrowed_cache(lab: Checkout) -> None:
     lab("destroy")
     assert not (STATE / "disks").exists()
