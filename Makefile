@@ -4,10 +4,12 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 LAB := $(PY) -m lab
+# What the runs of `make test-fleet` recorded; tests/check compares them.
+RECORD := $(or $(PRIME_SPARK_LAB_DIR),/var/lib/prime-spark-lab)/site-runs.jsonl
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo site test check test-services test-fleet test-lab lab-up lab-down lab-destroy \
-        lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools bench-converge bench-ingest secrets lock
+.PHONY: help demo site test test-full check test-services test-fleet test-faults test-lab lab-up lab-down lab-destroy \
+        lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools bench-converge bench-ingest secrets rotate pin-images lock
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -21,19 +23,27 @@ demo: lab-up ## The whole fleet as real hosts on this machine, provisioned by si
 site: $(VENV)/.ready ## Run site.yml on the lab, ARGS="--tags wireguard --limit primecore1"
 	ansible-playbook site.yml $(ARGS)
 
-test: check test-services lab-destroy test-fleet test-lab ## Everything, from bare hosts: what CI runs
+test: check test-services lab-destroy test-fleet test-faults test-lab ## Everything, from bare hosts: what CI runs
+
+test-full: ## As test, every fault in its long form (hours)
+	PRIME_SPARK_FULL=1 $(MAKE) test
 
 check: $(VENV)/.ready ## Lint, types and unit tests; no servers, no root
 	tools/check
 
 test-services: $(VENV)/.ready lab-tools ## The Python services against real Kafka, TimescaleDB and Redis
 	$(PY) -m lab.images
-	$(PY) -m pytest -q tests/images
+	$(PY) -m pytest -q tests/images tests/releases
 	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) -m pytest -q tests/services
 
-test-fleet: lab-up ## The lab: site.yml from bare hosts, again for idempotence, then testinfra
-	COLUMNS=150 molecule test -s default --destroy=never
+test-fleet: lab-up ## The lab: site.yml from bare hosts (checked first), again for idempotence, then testinfra
+	@rm -f $(RECORD)
+	COLUMNS=150 PRIME_SPARK_RECORD=$(RECORD) molecule test -s default --destroy=never
+	$(PY) -m pytest -q tests/check
 	$(PY) -m pytest -q tests/fleet
+
+test-faults: lab-up ## Cuts, kills and reboots on the provisioned lab, killed runs: everything recovers
+	$(PY) -m pytest -q tests/faults
 
 test-lab: lab-up ## The lab itself: nothing leaks, nothing of the machine changes, it survives kill -9
 	$(PY) -m pytest -q tests/lab
@@ -77,6 +87,15 @@ bench-ingest: $(VENV)/.ready lab-tools ## Rows per second from real Kafka into r
 
 secrets: $(VENV)/.ready ## Make the secrets an inventory lacks: make secrets INVENTORY=inventories/production
 	$(PY) tools/make_secrets.py --inventory $(or $(INVENTORY),inventories/lab)
+
+rotate: $(VENV)/.ready ## Renew a secret everywhere: make rotate SECRET=vault_... [INVENTORY=...]; without SECRET list them
+	$(PY) tools/rotate_secret.py --inventory $(or $(INVENTORY),inventories/lab) $(SECRET) $(ARGS)
+
+pin-images: $(VENV)/.ready ## Write the digests of an inventory's images: make pin-images INVENTORY=inventories/production
+	$(PY) tools/pin_images.py --inventory $(or $(INVENTORY),inventories/production) $(ARGS)
+
+wireguard-client: $(VENV)/.ready ## A phone for the VPN: make wireguard-client NAME=phone INVENTORY=inventories/production
+	@$(PY) tools/wireguard_client.py --inventory $(or $(INVENTORY),inventories/lab) --name "$(NAME)" $(if $(ADDRESS),--address $(ADDRESS)) $(if $(PUBLIC_KEY),--public-key $(PUBLIC_KEY))
 
 lock: $(VENV)/.ready ## Lock the controller's and the services' dependencies anew
 	tools/lock
