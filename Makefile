@@ -85,11 +85,19 @@ bench-ingest: $(VENV)/.ready lab-tools ## Rows per second from real Kafka into r
 	$(PY) -m lab.images
 	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_ingest.py
 
+bench-api: $(VENV)/.ready lab-tools ## Requests per second and latency of the API against a bare FastAPI application
+	@command -v wrk >/dev/null || apt-get install -qq -y --no-install-recommends wrk >/dev/null
+	$(PY) -m lab.images
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_api.py $(ARGS)
+
 secrets: $(VENV)/.ready ## Make the secrets an inventory lacks: make secrets INVENTORY=inventories/production
 	$(PY) tools/make_secrets.py --inventory $(or $(INVENTORY),inventories/lab)
 
 rotate: $(VENV)/.ready ## Renew a secret everywhere: make rotate SECRET=vault_... [INVENTORY=...]; without SECRET list them
 	$(PY) tools/rotate_secret.py --inventory $(or $(INVENTORY),inventories/lab) $(SECRET) $(ARGS)
+
+api-user: $(VENV)/.ready ## Add or change a user of the API: make api-user INVENTORY=inventories/production NAME=alice ROLE=admin
+	$(PY) tools/api_user.py --inventory $(or $(INVENTORY),inventories/lab) --role $(or $(ROLE),viewer) $(ARGS) $(NAME)
 
 pin-images: $(VENV)/.ready ## Write the digests of an inventory's images: make pin-images INVENTORY=inventories/production
 	$(PY) tools/pin_images.py --inventory $(or $(INVENTORY),inventories/production) $(ARGS)

@@ -25,9 +25,16 @@ NEEDED = {
     "ingest": {"vault_kafka_ingest_password", "vault_timescale_ingest_password"},
     "kafka": {
         "vault_kafka_admin_password",
+        "vault_kafka_agent_password",
         "vault_kafka_ingest_password",
         "vault_kafka_telemetry_password",
     },
+    "spark_agent": {
+        "vault_agent_token",
+        "vault_redis_agent_password",
+        "vault_kafka_agent_password",
+    },
+    "dispatcher": {"vault_redis_dispatcher_password", "vault_agent_token"},
     "timescale": {"vault_timescale_superuser_password", "vault_timescale_owner_password"},
 }
 # Where they may stand there: owned by root or by the user of the container that reads them.

@@ -32,6 +32,7 @@ FILES = {
     "telemetry": "/etc/prime-spark/telemetry/config.json",
     "api": "/etc/systemd/system/prime-spark-api.service",
     "spark_agent": "/opt/prime-spark/services/agent/current",
+    "dispatcher": "/etc/prime-spark/dispatcher/config.json",
 }
 # A run keeps one core busy half of the time and waits for hosts in the other half.
 AT_ONCE = 3

@@ -192,8 +192,10 @@ def create_database(server: PostgresServer, name: str) -> None:
 
 
 def create_role(server: PostgresServer, name: str, password: str) -> None:
-    if not sql(server, server.database, "SELECT 1 FROM pg_roles WHERE rolname = $1", name):
-        sql(server, server.database, f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+    """Create a role, or give the one that another test has created this password."""
+    exists = sql(server, server.database, "SELECT 1 FROM pg_roles WHERE rolname = $1", name)
+    verb = "ALTER" if exists else "CREATE"
+    sql(server, server.database, f"{verb} ROLE {name} LOGIN PASSWORD '{password}'")
 
 
 def database_config(server: PostgresServer, database: str, username: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The API and the agent, as the processes that systemd starts."""
+"""The agent, as the process that systemd starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-SERVICES = ["api", "agent"]
+SERVICES = ["agent"]
 
 
 @pytest.fixture(params=SERVICES)

@@ -7,8 +7,8 @@ import sys
 
 import structlog
 
-# Chatty about every reconnection; what matters of it is in our own log lines and metrics.
-_NOISY = ("aiokafka", "kafka", "uvicorn.access", "asyncio")
+# Chatty about every connection or request; what matters is in our own log lines and metrics.
+_NOISY = ("aiokafka", "kafka", "uvicorn.access", "asyncio", "httpx", "httpcore")
 
 
 def configure_logging(service: str, level: str = "info") -> None:

@@ -6,11 +6,19 @@ every call has a deadline, and after an error the producer is thrown away and bu
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    InvalidTopicError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 from aiokafka.partitioner import DefaultPartitioner
 
 from prime_spark.config import KafkaConfig
@@ -22,9 +30,24 @@ Header = tuple[str, bytes]
 # What a Kafka operation raises while the broker is away, restarting or refusing.
 KAFKA_ERRORS = (KafkaError, OSError, TimeoutError)
 
+# Kafka is well, but there is no such topic, or not for us.
+TOPIC_REFUSALS = (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
+# Kafka will not take this record; sending it again cannot help.
+REFUSALS = (*TOPIC_REFUSALS, MessageSizeTooLargeError)
+
 _START_SECONDS = 15.0
 _SEND_SECONDS = 15.0
+_PROBE_SECONDS = 5.0
 _STOP_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record to send; records with the same key stay in order."""
+
+    topic: str
+    value: bytes
+    key: bytes
 
 
 class Producer:
@@ -37,11 +60,13 @@ class Producer:
         *,
         max_batch_bytes: int = 16 * 1024,
         max_request_bytes: int = 1024 * 1024,
+        compression: Literal["gzip"] | None = "gzip",
     ) -> None:
         self._config = config
         self._client_id = client_id
         self._max_batch_bytes = max_batch_bytes
         self._max_request_bytes = max_request_bytes
+        self._compression = compression
         self._producer: Any = None
         self._partitioner = DefaultPartitioner()
 
@@ -53,7 +78,7 @@ class Producer:
             **connection_options(self._config, self._client_id),
             acks="all",
             enable_idempotence=True,
-            compression_type="gzip",
+            compression_type=self._compression,
             request_timeout_ms=10_000,
             max_batch_size=self._max_batch_bytes,
             max_request_size=self._max_request_bytes,
@@ -67,6 +92,50 @@ class Producer:
         await self.connect()
         sending = self._producer.send_and_wait(topic, value, key=key, headers=list(headers))
         await within(_SEND_SECONDS, sending)
+
+    async def send_all(self, records: Sequence[Record]) -> list[BaseException | None]:
+        """Send `records`; return for each None once Kafka has it, else why it may not have it.
+
+        An error in REFUSALS is final. After any other call `discard` and send the record again.
+        """
+        await self.connect()
+        sending: list[asyncio.Future[Any] | BaseException] = []
+        try:
+            await within(_SEND_SECONDS, self._send_each(records, sending))
+        except KAFKA_ERRORS as error:
+            return [_result(item, error) for item in sending] + [error] * (
+                len(records) - len(sending)
+            )
+        return [_result(item, None) for item in sending]
+
+    async def _send_each(
+        self, records: Sequence[Record], sending: list[asyncio.Future[Any] | BaseException]
+    ) -> None:
+        """Hand all records to the client, then wait; `sending` gets a future or a refusal each."""
+        refused: dict[str, BaseException] = {}  # asking again for a missing topic takes seconds
+        for record in records:
+            if record.topic in refused:
+                sending.append(refused[record.topic])
+                continue
+            try:
+                future = await self._producer.send(record.topic, record.value, key=record.key)
+            except REFUSALS as error:
+                # The client says "unknown topic" as well when it could ask no broker.
+                if isinstance(error, UnknownTopicOrPartitionError):
+                    await self.probe()
+                sending.append(error)
+                if isinstance(error, TOPIC_REFUSALS):
+                    refused[record.topic] = error
+            else:
+                future.add_done_callback(_take_note)
+                sending.append(future)
+        if futures := [item for item in sending if isinstance(item, asyncio.Future)]:
+            await asyncio.wait(futures)
+
+    async def probe(self) -> None:
+        """Raise one of KAFKA_ERRORS when the broker does not answer."""
+        await self.connect()
+        await within(_PROBE_SECONDS, self._producer.client.fetch_all_metadata())
 
     async def send_ordered(self, topic: str, key: bytes, values: Sequence[bytes]) -> int:
         """Send a leading part of `values` as one Kafka batch; return how many Kafka now has.
@@ -96,3 +165,20 @@ class Producer:
         producer, self._producer = self._producer, None
         if producer is not None:
             await close_within(_STOP_SECONDS, producer.stop())
+
+
+def _result(
+    item: asyncio.Future[Any] | BaseException, error: BaseException | None
+) -> BaseException | None:
+    """Return why a record may not have arrived: its own error, else the round's."""
+    if isinstance(item, BaseException):
+        return item
+    if not item.done() or item.cancelled():
+        return error or TimeoutError("not acknowledged")
+    return item.exception()
+
+
+def _take_note(future: asyncio.Future[Any]) -> None:
+    """Mark an error as seen; a round that was given up does not look any more."""
+    if not future.cancelled():
+        future.exception()
