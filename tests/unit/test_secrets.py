@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,59 @@ def test_an_unknown_inventory_is_a_clear_refusal(inventory: Path, tmp_path: Path
 def test_a_second_command_is_refused_while_one_is_at_work(made: Vault) -> None:
     with made.locked(), pytest.raises(SecretsError, match="another command is at work"):
         make_secrets.make(made.inventory)
+
+
+PRODUCTION = "production@tools/vault-password-production"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "identities"),
+    [
+        (["encrypt", "--encrypt-vault-id", "production"], ""),
+        (["encrypt", "--encrypt-vault-id=production"], ""),
+        (["encrypt"], PRODUCTION),
+        (["rekey", "--new-vault-id", PRODUCTION], ""),
+    ],
+)
+def test_nothing_is_encrypted_without_its_password(
+    made: Vault, tmp_path: Path, arguments: list[str], identities: str
+) -> None:
+    """With the answer that other runs get along with anybody could open it."""
+    path = made.path if arguments[0] == "rekey" else tmp_path / "values.yml"
+    if not path.exists():
+        path.write_text("vault_example: x\n")
+    before, missing = path.read_bytes(), tmp_path / "nowhere"
+    environment = {**os.environ, "PRIME_SPARK_VAULT_PASSWORD_FILE": str(missing)}
+    if identities:
+        environment["ANSIBLE_VAULT_IDENTITY_LIST"] = identities
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-vault"), *arguments, path],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    sentence = f"Nothing was encrypted. The password of the production vault is not in {missing}"
+    assert sentence in done.stderr
+    assert path.read_bytes() == before
+
+
+def test_a_missing_password_keeps_nobody_from_the_other_vault(made: Vault, tmp_path: Path) -> None:
+    path = tmp_path / "values.yml"
+    path.write_text("vault_example: x\n")
+    subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-vault"),
+            "encrypt",
+            "--encrypt-vault-id=lab",
+            path,
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "PRIME_SPARK_VAULT_PASSWORD_FILE": str(tmp_path / "nowhere")},
+        check=True,
+    )
+    assert path.read_text().startswith("$ANSIBLE_VAULT;1.2;AES256;lab\n")
 
 
 @pytest.mark.parametrize("tool", ["make_secrets.py", "rotate_secret.py"])
