@@ -83,3 +83,72 @@ def test_an_old_release_may_refuse_the_configuration(tmp_path: Path) -> None:
     program.chmod(0o755)
     with pytest.raises(module.TreeError, match=r"nothing was switched: .*unknown field `new`"):
         module.judge_configuration(str(tmp_path), "telemetry", "/etc/config.json")
+
+
+class Starts:
+    """Stands for the starts of the unit: which release each found, and how it went."""
+
+    def __init__(self, home: Path, *problems: str) -> None:
+        self.home, self.problems = home, list(problems)
+        self.releases: list[str] = []
+
+    def __call__(self, *_: Any) -> None:
+        self.releases.append((self.home / "current").resolve().name)
+        if self.problems and (problem := self.problems.pop(0)):
+            raise module.TreeError(problem)
+
+
+def go_back(home: Path, monkeypatch: pytest.MonkeyPatch, *problems: str) -> tuple[Starts, Any]:
+    """Switch to the release before; the starts, and what the switch returned or raised."""
+    starts = Starts(home, *problems)
+    monkeypatch.setattr(module, "judge_configuration", lambda *_: None)
+    monkeypatch.setattr(module, "owe_restart", lambda *_: None)
+    monkeypatch.setattr(
+        module, "unit_states", lambda units: {unit: {"LoadState": "loaded"} for unit in units}
+    )
+    monkeypatch.setattr(module, "start", starts)
+    parameters = {
+        "service": "telemetry",
+        "release": "",
+        "root": str(home.parent.parent),
+        "config_root": str(home / "configuration"),
+        "health_timeout": 1,
+    }
+    try:
+        return starts, module.switch(parameters, module.known_releases(str(home)), False)
+    except module.TreeError as error:
+        return starts, str(error)
+
+
+@pytest.fixture
+def service_home(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same releases where the service has its home."""
+    place = tmp_path_factory.mktemp("root") / "services" / "telemetry"
+    place.parent.mkdir()
+    home.rename(place)
+    use(place, "cccc3333")
+    return place
+
+
+def test_the_release_before_is_started(service_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts, result = go_back(service_home, monkeypatch)
+    assert starts.releases == ["aabb2222"]
+    assert result == (True, "telemetry went from release cccc3333 to aabb2222")
+
+
+def test_one_that_does_not_start_is_left_again(
+    service_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, result = go_back(service_home, monkeypatch, "status 503: broken")
+    assert starts.releases == ["aabb2222", "cccc3333"]
+    assert (service_home / "current").resolve().name == "cccc3333"
+    assert result == "status 503: broken\nWent back to cccc3333, which is healthy."
+
+
+def test_two_that_do_not_start_are_both_named(
+    service_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, result = go_back(service_home, monkeypatch, "the old one is broken", "so is the new one")
+    assert (service_home / "current").resolve().name == "cccc3333"
+    assert "the old one is broken\nWent back to cccc3333, which does not work either" in result
+    assert result.endswith("so is the new one")

@@ -22,7 +22,6 @@ import yaml
 from tools.vault import References
 
 ROOT = Path(__file__).resolve().parents[2]
-SECRETS = References(ROOT / "inventories" / "lab").required
 SECONDS = 10.0
 SECRETS = References(ROOT / "inventories" / "lab").required
 DIGEST = "sha256:" + "0" * 64
