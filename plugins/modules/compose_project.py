@@ -17,6 +17,7 @@ description:
   - A new definition that does not come up healthy fails the task, and where an earlier one was
     healthy its files and containers come back. The next run tries again.
   - Two runs never work on one project at the same time; the second waits for the first.
+extends_documentation_fragment: [tree, tree.owned]
 options:
   name:
     description: Name of the project and of its directory.
@@ -31,22 +32,14 @@ options:
   directory:
     description: Directory of the project; set by the action plugin.
     type: path
+    required: true
   environment:
     description: Entries of the project's C(.env) (0600, content hidden).
     type: dict
   trees:
-    description: Further trees beside the role's C(templates/stack); see M(config_tree).
+    description: Further trees beside the role's C(templates/stack).
     type: list
     elements: dict
-  role:
-    description: Role that the project belongs to, for the record; set by the action plugin.
-    type: str
-    default: ""
-  absent:
-    description: Further paths that V(absent) removes, directories with all that is in them.
-    type: list
-    elements: path
-    default: []
   wait_timeout:
     description: Seconds until every service has to be running and healthy.
     type: int

@@ -17,6 +17,7 @@ description:
     stays as it is.
   - Two runs never work on one tree at the same time; the second waits for the first.
   - Use it through the action plugin of the same name, which renders C(trees) from templates.
+extends_documentation_fragment: [tree, tree.owned]
 options:
   name:
     description: Name of the tree, unique on the host; the record's file name.
@@ -28,40 +29,11 @@ options:
     type: str
     choices: [present, absent]
     default: present
-  trees:
-    description:
-      - Directories of templates below the role's C(templates), each C(src), C(dest) and optionally
-        C(owner), C(group), C(mode), C(dir_mode), C(secret) (content hidden, mode 0600), C(purge)
-        (the directory holds nothing else) and C(directory) (V(false) for a directory shared with
-        others, whose owner and mode stay). The suffix C(.j2) is dropped.
-    type: list
-    elements: dict
-  files:
-    description: Single files with their content.
-    type: list
-    elements: dict
-    default: []
-  secret_files:
-    description: Single files whose content is hidden from output and diff.
-    type: list
-    elements: dict
-    default: []
-  directories:
-    description: Directories to make, with owner, group, mode and purge.
-    type: list
-    elements: dict
-    default: []
   links:
     description: Symbolic links C(path) to C(target), switched atomically and switched back when the
       health gate fails.
     type: list
     elements: dict
-    default: []
-  validate:
-    description: Commands (argument lists) that judge the new files before anything is written;
-      C({stage}) is a directory that holds them at their full paths.
-    type: list
-    elements: list
     default: []
   apply:
     description: Commands (argument lists) to run when the fingerprint differs, before the units.
@@ -80,15 +52,6 @@ options:
   needs:
     description: Programs that the validators look for. Check mode on a host that has not got them
       yet leaves the validation to the run, and says so.
-    type: list
-    elements: path
-    default: []
-  role:
-    description: Role that the tree belongs to, for the record; set by the action plugin.
-    type: str
-    default: ""
-  absent:
-    description: Further paths that V(absent) removes, directories with all that is in them.
     type: list
     elements: path
     default: []

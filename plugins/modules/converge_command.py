@@ -16,6 +16,7 @@ description:
     O(secret_files) are laid out in a private directory for it, which is removed afterwards.
   - Where the command cannot look in check mode, because its program or its server is not there yet,
     the task is C(changed) and says what it was deferred for. Outside check mode that is an error.
+extends_documentation_fragment: [tree]
 options:
   argv:
     description: The command. C({stage}) stands for the directory of the staged files in check mode,
@@ -39,20 +40,6 @@ options:
     description: The command prints lines, and those that begin so are changes. Without it the
       command prints one JSON object.
     type: str
-  trees:
-    description: Directories of templates as in M(config_tree), for check mode.
-    type: list
-    elements: dict
-  files:
-    description: Files as in M(config_tree), for check mode.
-    type: list
-    elements: dict
-    default: []
-  secret_files:
-    description: Secret files as in M(config_tree), for check mode.
-    type: list
-    elements: dict
-    default: []
   project:
     description: Compose project that has to run before the command can look.
     type: str

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 module: Any = sys.modules["prime_spark_modules.converge_command"]
 
@@ -135,9 +134,3 @@ def test_the_command_may_not_take_for_ever(tmp_path: Path, tool: Path) -> None:
     tool.write_text("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(module.CommandError, match="did not end within 1 s"):
         module.execute(params(tmp_path, tool, "x", timeout=1), "", check_mode=False)
-
-
-def test_documentation_names_every_argument() -> None:
-    documented = set(yaml.safe_load(module.DOCUMENTATION)["options"])
-    internal = {"directories", "release_digest"}
-    assert set(module.ARGUMENTS) - internal == documented - {"trees"}

@@ -1,0 +1,55 @@
+"""What `ansible-doc` shows of a module is what the module takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES: dict[str, Any] = {
+    path.stem: sys.modules[f"prime_spark_modules.{path.stem}"]
+    for path in sorted((ROOT / "plugins" / "modules").glob("*.py"))
+}
+# What the action plugins take, and make other arguments of.
+OF_ACTIONS = {
+    "compose_project": {"trees", "environment"},
+    "config_tree": {"trees"},
+    "converge_command": {"trees"},
+}
+# What the action plugins give, and nobody types.
+INTERNAL = {"release_digest"}
+
+
+@pytest.fixture(scope="module")
+def documented() -> dict[str, Any]:
+    """The documentation of every module, fragments included."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-doc"), "--json", *MODULES],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: entry["doc"] for name, entry in json.loads(done.stdout).items()}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_is_documented(name: str, documented: dict[str, Any]) -> None:
+    assert documented[name]["short_description"]
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if hasattr(MODULES[n], "ARGUMENTS")])
+def test_every_option_is_documented_as_it_is(name: str, documented: dict[str, Any]) -> None:
+    arguments, options = MODULES[name].ARGUMENTS, documented[name]["options"]
+    assert set(arguments) - INTERNAL == set(options) - OF_ACTIONS.get(name, set())
+    for option in set(arguments) - INTERNAL:
+        for key in ("type", "default", "choices", "elements"):
+            assert arguments[option].get(key) == options[option].get(key), (option, key)
+        assert arguments[option].get("required", False) == options[option].get("required", False)
