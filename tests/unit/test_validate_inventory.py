@@ -443,11 +443,25 @@ def test_a_wrong_inventory_is_refused(case: Case, runs: dict[str, Future[Run]]) 
     assert "see the lines above; no host was contacted" in run.output
 
 
-def test_the_lab_inventory_is_accepted(tmp_path: Path) -> None:
-    run = play(tmp_path, inventory(), "--tags", "api")
-    assert "REFUSED" not in run.output, run.output[-3000:]
+@pytest.fixture(scope="module")
+def unreachable(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of the right inventory, whose hosts cannot be reached."""
+    return play(tmp_path_factory.mktemp("right"), inventory(), "--tags", "api")
+
+
+def test_the_lab_inventory_is_accepted(unreachable: Run) -> None:
+    assert "REFUSED" not in unreachable.output, unreachable.output[-3000:]
     # The run went on to the hosts, so the other tests would have noticed a contact.
-    assert "10.90.1.10" in run.contacted
+    assert "10.90.1.10" in unreachable.contacted
+
+
+def test_hosts_that_cannot_be_reached_are_deferred(unreachable: Run) -> None:
+    assert unreachable.status == 4, unreachable.output[-3000:]
+    for name in ("control-pc-1", "spark-agent-1", "primecore1", "primecore4", "nas-1"):
+        said = re.findall(rf"^{name} is unreachable \(.*", unreachable.output, re.MULTILINE)
+        assert len(said) == 1, said
+        assert said[0].endswith(": deferred, the next run catches it up")
+    assert "failed=1" not in unreachable.output
 
 
 def test_an_image_without_digest_is_a_warning(tmp_path: Path) -> None:
