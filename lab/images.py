@@ -29,7 +29,7 @@ from lab import bases, mirror, registry
 from lab.common import CACHE, LOGS, LabError, Progress
 from lab.topology import REGISTRY_ADDRESS, REGISTRY_PORT
 
-IMAGES = ("redis", "timescale", "kafka")
+IMAGES = ("redis", "timescale", "kafka", "llama", "airflow")
 SUITE = "trixie"
 REGISTRY = f"{REGISTRY_ADDRESS}:{REGISTRY_PORT}"
 NAMESPACE = "prime-spark"

@@ -1,0 +1,72 @@
+"""Tier 1: Redis, with a TTL."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from prime_spark.memory.tier import Entry, TierDownError
+from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
+
+PREFIX = "memory:"
+
+# The first byte of what is stored says what the rest is.
+_JSON = b"j"
+_BYTES = b"b"
+
+
+class RedisTier:
+    """Keeps each entry as one string `memory:<key>`."""
+
+    name = "redis"
+
+    def __init__(self, client: Redis, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._client = client
+
+    async def get(self, key: str) -> Entry | None:
+        """Return the entry, or None."""
+        try:
+            stored = cast("bytes | None", await self._client.get(PREFIX + key))
+        except REDIS_ERRORS as error:
+            raise _down(error) from error
+        return None if stored is None else Entry(stored[1:], stored[:1] == _JSON)
+
+    async def set(self, key: str, entry: Entry, ttl: int | None) -> None:
+        """Keep `entry` for `ttl` seconds."""
+        await self._set(key, entry, ttl, only_if_absent=False)
+
+    async def copy(self, key: str, entry: Entry, ttl: int) -> None:
+        """Keep `entry` for `ttl` seconds unless the key has a value already."""
+        await self._set(key, entry, ttl, only_if_absent=True)
+
+    async def delete(self, key: str) -> bool:
+        """Remove the entry; return whether there was one."""
+        try:
+            return bool(await self._client.delete(PREFIX + key))
+        except REDIS_ERRORS as error:
+            raise _down(error) from error
+
+    async def check(self) -> None:
+        """Raise TierDownError when Redis does not answer."""
+        try:
+            await self._client.ping()
+        except REDIS_ERRORS as error:
+            raise _down(error) from error
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _set(self, key: str, entry: Entry, ttl: int | None, *, only_if_absent: bool) -> None:
+        stored = (_JSON if entry.json else _BYTES) + entry.data
+        try:
+            await self._client.set(PREFIX + key, stored, ex=ttl, nx=only_if_absent)
+        except REDIS_ERRORS as error:
+            raise _down(error) from error
+
+
+def _down(error: BaseException) -> TierDownError:
+    return TierDownError(describe_redis_error(error), answers=isinstance(error, ResponseError))
