@@ -8,9 +8,10 @@ LAB := $(PY) -m lab
 RECORD := $(or $(PRIME_SPARK_LAB_DIR),/var/lib/prime-spark-lab)/site-runs.jsonl
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo site test test-full check test-services test-fleet test-faults test-lab lab-up lab-down lab-destroy \
-        lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools bench-converge bench-ingest bench-telemetry \
-        bench-api bench-memory mutate secrets rotate api-user pin-images wireguard-client lock
+.PHONY: help demo site test test-full check test-services test-fleet test-faults test-panels test-alerts test-lab \
+        lab-up lab-down lab-destroy lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools dashboards \
+        bench-converge bench-ingest bench-telemetry bench-api bench-memory mutate secrets rotate api-user pin-images \
+        wireguard-client lock
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,7 +30,10 @@ test: check test-services lab-destroy test-fleet test-faults test-lab ## Everyth
 test-full: ## As test, every fault in its long form (hours)
 	PRIME_SPARK_FULL=1 $(MAKE) test
 
-check: $(VENV)/.ready ## Lint, types and unit tests; no servers, no root
+$(VENV)/.prometheus: tools/prometheus-tools $(VENV)/.ready
+	@tools/prometheus-tools
+
+check: $(VENV)/.ready $(VENV)/.prometheus ## Lint, types and unit tests; no servers, no root
 	tools/check
 
 test-services: $(VENV)/.ready lab-tools ## The Python services against real servers; branch coverage below 85 % fails
@@ -51,6 +55,12 @@ test-fleet: lab-up ## The lab: site.yml from bare hosts (checked first), again f
 
 test-faults: lab-up ## Cuts, kills and reboots on the provisioned lab, killed runs: everything recovers
 	$(PY) -m pytest -q tests/faults
+
+test-panels: lab-up ## Every panel's query against the provisioned lab under load: rows returned
+	$(PY) -m tests.panels
+
+test-alerts: lab-up ## Every fault really caused on the lab: seconds until its alert fires and resolves
+	$(PY) -m tests.alerts
 
 test-lab: lab-up ## The lab itself: nothing leaks, nothing of the machine changes, it survives kill -9
 	$(PY) -m pytest -q tests/lab
@@ -112,6 +122,9 @@ rotate: $(VENV)/.ready ## Renew a secret everywhere: make rotate SECRET=vault_..
 
 api-user: $(VENV)/.ready ## Add or change a user of the API: make api-user INVENTORY=inventories/production NAME=alice ROLE=admin
 	$(PY) tools/api_user.py --inventory $(or $(INVENTORY),inventories/lab) --role $(or $(ROLE),viewer) $(ARGS) $(NAME)
+
+dashboards: $(VENV)/.ready ## Write Grafana's dashboards from tools/dashboards
+	$(PY) -m tools.dashboards
 
 pin-images: $(VENV)/.ready ## Write the digests of an inventory's images: make pin-images INVENTORY=inventories/production
 	$(PY) tools/pin_images.py --inventory $(or $(INVENTORY),inventories/production) $(ARGS)

@@ -57,7 +57,10 @@ def inventory() -> Inventory:
         "images": {
             "images": {
                 name: f"registry.invalid/{name}:1@{DIGEST}"
-                for name in ("kafka", "llama", "redis", "timescale")
+                for name in (
+                    *("kafka", "llama", "redis", "timescale", "prometheus", "alertmanager"),
+                    *("postgres-exporter", "redis-exporter"),
+                )
             }
         },
     }
