@@ -294,6 +294,28 @@ def test_restarted_servers_cost_no_request(world: World) -> None:
     run(main())
 
 
+def test_silent_redis_costs_its_time_only_once(world: World) -> None:
+    async def main() -> None:
+        async with world.memory(fast={"timeout_seconds": 1.0}) as memory:
+            await memory.set("key", "value", 1)
+            await memory.set("deep", 3, 3)
+            os.kill(world.redis.pid, signal.SIGSTOP)
+            try:
+                started = time.monotonic()
+                assert await memory.get("deep") == found(3, 3)
+                assert 0.5 < time.monotonic() - started < 5
+                started = time.monotonic()
+                assert (await unavailable(memory.get("absent")))[0] == 1
+                assert time.monotonic() - started < 0.3, "it was left alone"
+            finally:
+                os.kill(world.redis.pid, signal.SIGCONT)
+            await eventually_works(memory, 1)
+            # And not with the answer to what was given up.
+            assert await memory.get("key") == found("value", 1)
+
+    run(main())
+
+
 def test_full_redis_refuses_writes_and_still_reads(world: World) -> None:
     async def main() -> None:
         async with world.memory() as memory:

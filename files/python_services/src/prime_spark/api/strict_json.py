@@ -29,6 +29,8 @@ class StrictJsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""
         handler = super().get_route_handler()
+        if self.body_field is None:
+            return handler  # nothing to read
 
         async def strict(request: Request) -> Response:
             return await handler(StrictRequest(request.scope, request.receive))

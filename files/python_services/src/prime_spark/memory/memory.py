@@ -80,9 +80,10 @@ class Memory:
     @classmethod
     def from_config(cls, config: MemoryConfig) -> Self:
         """Build the tiers; connects to nothing yet."""
-        client = redis_client(config.redis, timeout=config.fast.timeout_seconds)
+        seconds = config.fast.timeout_seconds
+        client = redis_client(config.redis, timeout=seconds, bounded=False)
         return cls(
-            RedisTier(client, config.fast.max_bytes),
+            RedisTier(client, config.fast.max_bytes, seconds),
             NasTier(config.nas),
             DatabaseTier(config.database),
             config.fast,

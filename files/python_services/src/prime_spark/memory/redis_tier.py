@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import cast
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from prime_spark.memory.tier import Entry, TierDownError
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
+
+T = TypeVar("T")
 
 PREFIX = "memory:"
 
@@ -18,20 +22,18 @@ _BYTES = b"b"
 
 
 class RedisTier:
-    """Keeps each entry as one string `memory:<key>`."""
+    """Keeps each entry as one string `memory:<key>`. A call takes `seconds` at most."""
 
     name = "redis"
 
-    def __init__(self, client: Redis, max_bytes: int) -> None:
+    def __init__(self, client: Redis, max_bytes: int, seconds: float) -> None:
         self.max_bytes = max_bytes
         self._client = client
+        self._seconds = seconds
 
     async def get(self, key: str) -> Entry | None:
         """Return the entry, or None."""
-        try:
-            stored = cast("bytes | None", await self._client.get(PREFIX + key))
-        except REDIS_ERRORS as error:
-            raise _down(error) from error
+        stored = cast("bytes | None", await self._call(self._client.get(PREFIX + key)))
         return None if stored is None else Entry(stored[1:], stored[:1] == _JSON)
 
     async def set(self, key: str, entry: Entry, ttl: int | None) -> None:
@@ -44,17 +46,11 @@ class RedisTier:
 
     async def delete(self, key: str) -> bool:
         """Remove the entry; return whether there was one."""
-        try:
-            return bool(await self._client.delete(PREFIX + key))
-        except REDIS_ERRORS as error:
-            raise _down(error) from error
+        return bool(await self._call(self._client.delete(PREFIX + key)))
 
     async def check(self) -> None:
         """Raise TierDownError when Redis does not answer."""
-        try:
-            await self._client.ping()
-        except REDIS_ERRORS as error:
-            raise _down(error) from error
+        await self._call(cast("Awaitable[Any]", self._client.ping()))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -62,8 +58,14 @@ class RedisTier:
 
     async def _set(self, key: str, entry: Entry, ttl: int | None, *, only_if_absent: bool) -> None:
         stored = (_JSON if entry.json else _BYTES) + entry.data
+        await self._call(self._client.set(PREFIX + key, stored, ex=ttl, nx=only_if_absent))
+
+    async def _call(self, call: Awaitable[T]) -> T:
         try:
-            await self._client.set(PREFIX + key, stored, ex=ttl, nx=only_if_absent)
+            async with asyncio.timeout(self._seconds):
+                return await call
+        except TimeoutError as error:
+            raise TierDownError(f"no answer within {self._seconds:g} s") from error
         except REDIS_ERRORS as error:
             raise _down(error) from error
 

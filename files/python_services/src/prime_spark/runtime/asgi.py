@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
@@ -148,6 +149,9 @@ async def serve(app: FastAPI | Application, http: HttpConfig, service: Service) 
     try:
         await asyncio.wait({serving, started}, return_when=asyncio.FIRST_COMPLETED)
         if started.done():
+            # What the start has made stays: no need to look through it for garbage time and again.
+            gc.collect()
+            gc.freeze()
             service.ready(f"listening on {http.host}:{http.port}")
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:

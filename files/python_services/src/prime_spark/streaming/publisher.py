@@ -214,7 +214,9 @@ class EventPublisher:
             return
         await self._pause(self._settings.linger_seconds)
         self._wake.clear()
-        while self._queue:
+        # What comes meanwhile waits for the next linger: sent at once, each few events would cost
+        # Kafka and us a request of their own.
+        for _ in range(0, len(self._queue), _ROUND_RECORDS):
             await self._send_round()
 
     async def _send_round(self) -> None:
