@@ -21,6 +21,7 @@ from prime_spark.api.routers.auth import Me
 from prime_spark.api.routers.health import HealthReport
 from prime_spark.api.routers.llm import Generate, Generated
 from prime_spark.api.routers.memory import Set, Stored
+from prime_spark.runtime.asgi import spare_the_collector
 
 
 def create_app(redis: Redis, key: str) -> FastAPI:
@@ -89,6 +90,8 @@ def main() -> None:
         server_header=False,
         proxy_headers=False,
     )
+    config.load()
+    spare_the_collector()  # as the API's server does
     asyncio.run(uvicorn.Server(config).serve())
 
 

@@ -49,7 +49,6 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.services = services
     errors.install(app)
     # In one flat list, what is asked for most first: a router that is included as such is asked for
     # a match several times for each request, which costs more than all the rest of the routing.
@@ -68,7 +67,14 @@ def create_app(
         "/api/llm/generate": limits.generate_body_bytes,
         "/api/memory/set": limits.memory_body_bytes,
     }
-    return Gate(app, HttpMetrics(registry), record, limits.body_bytes, body_bytes_of)
+    return Gate(
+        app,
+        services,
+        HttpMetrics(registry),
+        record,
+        body_bytes=limits.body_bytes,
+        body_bytes_of=body_bytes_of,
+    )
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -6,12 +6,10 @@ of the request's event, so that it can be asked for in the database too.
 
 from __future__ import annotations
 
-import structlog
 from fastapi import Request
 
 from prime_spark.api.exchange import exchange_of
-
-_log = structlog.get_logger("prime_spark.audit")
+from prime_spark.runtime.logs import write_line
 
 
 def audit(request: Request, action: str, *, user: str | None = None, **about: object) -> None:
@@ -20,11 +18,5 @@ def audit(request: Request, action: str, *, user: str | None = None, **about: ob
     exchange.audit = action
     if user is not None:
         exchange.user = user
-    _log.info(
-        "audit",
-        audit=action,
-        user=exchange.user,
-        client=exchange.client,
-        request_id=exchange.id,
-        **about,
-    )
+    line = {"audit": action, "user": exchange.user, "client": exchange.client, **about}
+    write_line("audit", {**line, "request_id": exchange.id})

@@ -18,6 +18,8 @@ import structlog
 from starlette.exceptions import HTTPException
 
 from prime_spark.api.exchange import SCOPE_KEY, Exchange
+from prime_spark.api.services import SCOPE_KEY as SERVICES_KEY
+from prime_spark.api.services import Services
 from prime_spark.events import ApiEvent, Metadata, new_event_id
 from prime_spark.runtime.asgi import METHODS, Application, HttpMetrics, Message, Receive, Send
 
@@ -49,7 +51,7 @@ _DOCS_POLICY = (
 
 
 class Gate:
-    """Every request comes and every answer goes through here.
+    """Every request comes and every answer goes through here; it brings along what routes use.
 
     `record` is given an event for each answered request but the monitoring's own; it must not
     block. `body_bytes` bounds bodies, `body_bytes_of` those of single paths.
@@ -58,12 +60,15 @@ class Gate:
     def __init__(
         self,
         app: Application,
+        services: Services,
         metrics: HttpMetrics,
         record: Callable[[ApiEvent], object],
+        *,
         body_bytes: int,
         body_bytes_of: Mapping[str, int],
     ) -> None:
         self._app = app
+        self._services = services
         self._metrics = metrics
         self._record = record
         self._body_bytes = body_bytes
@@ -80,6 +85,7 @@ class Gate:
         client = scope["client"]
         exchange = Exchange(str(event_id), client[0] if client else "")
         scope[SCOPE_KEY] = exchange
+        scope[SERVICES_KEY] = self._services
         policy = _DOCS_POLICY if path.startswith(DOCS_PREFIX) else _POLICY
         added = (*_HEADERS, policy, (b"x-request-id", exchange.id.encode()))
         status = 500  # what the server answers when the application raises

@@ -16,6 +16,8 @@ from prime_spark.llm.router import LLMRouter
 from prime_spark.memory.memory import Memory
 from prime_spark.runtime.health import Health
 
+SCOPE_KEY = "prime_spark.services"
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -33,4 +35,4 @@ class Services:
 
 def services_of(request: Request) -> Services:
     """Return what the application of `request` was built with."""
-    return cast("Services", request.app.state.services)
+    return cast("Services", request.scope[SCOPE_KEY])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any, Self
 
 import msgspec
@@ -106,11 +104,14 @@ class Memory:
         if len(entry.data) > guard.tier.max_bytes:
             raise ValueTooLargeError(tier, len(entry.data), guard.tier.max_bytes)
         seconds = self._ttl(tier, ttl)
-        with self._writing():
+        self._writes += 1
+        try:
             await guard.ask(guard.tier.set(key, entry, seconds))
             self._outdated[tier].pop(key, None)
             for number in range(FAST, tier):
                 await self._remove_outdated(number, key)
+        finally:
+            self._writes += 1
 
     async def get(self, key: str) -> Found | None:
         """Return the value of `key` and where it was, or None.
@@ -148,7 +149,8 @@ class Memory:
         check_key(key)
         removed: list[int] = []
         down: TierUnavailableError | None = None
-        with self._writing():
+        self._writes += 1
+        try:
             # Tier 1 last: a copy that a `get` made meanwhile goes with it.
             for number, guard in reversed(self._guards.items()):
                 try:
@@ -157,6 +159,8 @@ class Memory:
                     self._outdated[number].pop(key, None)
                 except TierUnavailableError as error:
                     down = error
+        finally:
+            self._writes += 1
         if down is not None:
             raise down
         return sorted(removed)
@@ -179,14 +183,6 @@ class Memory:
         """Let go of the tiers' connections."""
         for guard in self._guards.values():
             await guard.tier.close()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        self._writes += 1
-        try:
-            yield
-        finally:
-            self._writes += 1
 
     def _ttl(self, tier: int, ttl: int | None) -> int | None:
         if tier != FAST:

@@ -38,11 +38,11 @@ class RedisTier:
 
     async def set(self, key: str, entry: Entry, ttl: int | None) -> None:
         """Keep `entry` for `ttl` seconds."""
-        await self._set(key, entry, ttl, only_if_absent=False)
+        await self._call(self._client.set(PREFIX + key, _stored(entry), ex=ttl))
 
     async def copy(self, key: str, entry: Entry, ttl: int) -> None:
         """Keep `entry` for `ttl` seconds unless the key has a value already."""
-        await self._set(key, entry, ttl, only_if_absent=True)
+        await self._call(self._client.set(PREFIX + key, _stored(entry), ex=ttl, nx=True))
 
     async def delete(self, key: str) -> bool:
         """Remove the entry; return whether there was one."""
@@ -56,10 +56,6 @@ class RedisTier:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _set(self, key: str, entry: Entry, ttl: int | None, *, only_if_absent: bool) -> None:
-        stored = (_JSON if entry.json else _BYTES) + entry.data
-        await self._call(self._client.set(PREFIX + key, stored, ex=ttl, nx=only_if_absent))
-
     async def _call(self, call: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._seconds):
@@ -68,6 +64,10 @@ class RedisTier:
             raise TierDownError(f"no answer within {self._seconds:g} s") from error
         except REDIS_ERRORS as error:
             raise _down(error) from error
+
+
+def _stored(entry: Entry) -> bytes:
+    return (_JSON if entry.json else _BYTES) + entry.data
 
 
 def _down(error: BaseException) -> TierDownError:

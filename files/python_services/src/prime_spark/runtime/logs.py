@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -48,6 +49,18 @@ def configure_logging(service: str, level: str = "info") -> None:
     for name in _NOISY:
         logging.getLogger(name).setLevel(max(logging.WARNING, _number(level)))
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def write_line(event: str, about: dict[str, Any]) -> None:
+    """Write a line at level info, as structlog would, for what comes with every request.
+
+    It passes no processors: what they look for is not in it, and they take most of the time.
+    """
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    context = structlog.contextvars.get_contextvars()
+    line = {**about, "event": event, **context, "level": "info", "timestamp": now}
+    sys.stdout.buffer.write(_json(line) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _json(line: dict[str, Any], **_: object) -> bytes:

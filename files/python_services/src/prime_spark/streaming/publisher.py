@@ -146,8 +146,11 @@ class EventPublisher:
             self._drop(self._take().topic, "stopped")
 
     def stream_api_event(self, event: ApiEvent) -> bool:
-        """Publish one answered request; return False when it was dropped."""
-        return self._put(self._settings.api_topic, event)
+        """Publish one answered request; return False when it was dropped.
+
+        Its values are not checked: they are the API's own, not a client's.
+        """
+        return self._put(self._settings.api_topic, event, check=False)
 
     def stream_llm_inference(self, event: Inference) -> bool:
         """Publish one inference, keyed by its model; return False when it was dropped."""
@@ -163,10 +166,10 @@ class EventPublisher:
         detail = f"topics refused: {', '.join(sorted(refused))}" if refused else self._detail
         return PublisherHealth(self._connected, len(self._queue), self._dropped, detail)
 
-    def _put(self, topic: str, event: Event) -> bool:
+    def _put(self, topic: str, event: Event, *, check: bool = True) -> bool:
         self._metrics.taken(topic)
         try:
-            record = Record(topic, encode(event), event.key.encode())
+            record = Record(topic, encode(event, check=check), event.key.encode())
         except EventError as error:
             _log.warning("invalid event", topic=topic, error=str(error))
             return self._drop(topic, "invalid")
