@@ -256,8 +256,10 @@ def test_refused_topic_holds_up_no_other(broker: Broker, topic: str) -> None:
 def test_invalid_event_is_dropped(broker: Broker) -> None:
     async def main() -> None:
         async with broker.publisher() as publisher:
-            bad = msgspec.structs.replace(api_event(1), status=7)
-            assert not publisher.stream_api_event(bad)
+            bad = Inference(
+                time=NOW, event_id=new_event_id(), model_name="no model", source="x", latency_ms=1.0
+            )
+            assert not publisher.stream_llm_inference(bad)
             assert counted(publisher, "dropped_total", reason="invalid") == 1
 
     run(main())
