@@ -97,6 +97,9 @@ PRODUCTION = "production@tools/vault-password-production"
         (["encrypt", "--encrypt-vault-id", "production"], ""),
         (["encrypt", "--encrypt-vault-id=production"], ""),
         (["encrypt"], PRODUCTION),
+        (["encrypt", "--vault-id", PRODUCTION], "elsewhere"),
+        (["encrypt", f"--vault-id={PRODUCTION}"], "elsewhere"),
+        (["encrypt", "--vault-password-file", "tools/vault-password-production"], "elsewhere"),
         (["rekey", "--new-vault-id", PRODUCTION], ""),
     ],
 )
@@ -109,7 +112,10 @@ def test_nothing_is_encrypted_without_its_password(
         path.write_text("vault_example: x\n")
     before, missing = path.read_bytes(), tmp_path / "nowhere"
     environment = {**os.environ, "PRIME_SPARK_VAULT_PASSWORD_FILE": str(missing)}
-    if identities:
+    if identities == "elsewhere":
+        (tmp_path / "elsewhere.cfg").touch()
+        environment["ANSIBLE_CONFIG"] = str(tmp_path / "elsewhere.cfg")
+    elif identities:
         environment["ANSIBLE_VAULT_IDENTITY_LIST"] = identities
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible-vault"), *arguments, path],
