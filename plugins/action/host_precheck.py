@@ -10,6 +10,7 @@ from ansible.plugins.action import ActionBase
 
 # A host that has not answered by then is away; what comes later has the patience of ansible.cfg.
 CONNECT_SECONDS = 10
+NOT_SHARED = "-o ControlMaster=no -o ControlPath=none"
 
 
 def clock_problem(host: float, before: float, after: float, tolerance: float) -> str:
@@ -45,7 +46,7 @@ class ActionModule(ActionBase):
         host = (task_vars or {})["inventory_hostname"]
         arguments = dict(self._task.args)
         tolerance = float(arguments.pop("clock_seconds", 5))
-        self.connect_anew()
+        self.connect_alone()
         before = time.time()
         try:
             seen = self._execute_module(module_args=arguments, task_vars=task_vars)
@@ -68,13 +69,18 @@ class ActionModule(ActionBase):
             result["ansible_facts"] = seen["ansible_facts"]
         return result
 
-    def connect_anew(self) -> None:
-        """Let one attempt decide, and no connection that an earlier run has left: on a host that
-        went away since, that one hangs until its keepalives have failed."""
+    def connect_alone(self) -> None:
+        """Let one attempt decide, on a connection that is shared with nobody.
+
+        One that an earlier run left open to a host that went away since hangs until its keepalives
+        have failed; closing it would take it from another run that is under way.
+        """
         if getattr(self._connection, "transport", "") == "ssh":
             self._connection.set_option("timeout", CONNECT_SECONDS)
             self._connection.set_option("reconnection_retries", 0)
-            self._connection.reset()
+            # What ssh is told first counts.
+            others = self._connection.get_option("ssh_args") or ""
+            self._connection.set_option("ssh_args", f"{NOT_SHARED} {others}")
 
     def deferred(self, host: str, why: str) -> dict[str, Any]:
         """The result that takes the host out of the run, after a line that says so.

@@ -467,6 +467,19 @@ def test_hosts_that_cannot_be_reached_are_deferred(unreachable: Run) -> None:
     assert "failed=1" not in unreachable.output
 
 
+def test_a_connection_decides_that_no_other_run_uses(unreachable: Run) -> None:
+    """Another run's connection may hang since its host went away, and is not ours to close."""
+    calls = unreachable.contacted.splitlines()
+    assert len(calls) == 5, calls
+    for call in calls:
+        # What ssh is told first counts.
+        assert re.findall(r"Control(?:Master|Path)=\S+", call)[:2] == [
+            "ControlMaster=no",
+            "ControlPath=none",
+        ]
+        assert " -O " not in call
+
+
 def test_an_image_without_digest_is_a_warning(tmp_path: Path) -> None:
     data = inventory()
     data["images"]["images"]["kafka"] = "apache/kafka:4.2.0"
