@@ -8,8 +8,10 @@ LAB := $(PY) -m lab
 RECORD := $(or $(PRIME_SPARK_LAB_DIR),/var/lib/prime-spark-lab)/site-runs.jsonl
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo site test test-full check test-services test-fleet test-faults test-lab lab-up lab-down lab-destroy \
-        lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools bench-converge bench-ingest secrets rotate pin-images lock
+.PHONY: help demo site test test-full check test-services test-fleet test-faults test-panels test-alerts test-lab \
+        lab-up lab-down lab-destroy lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools dashboards \
+        bench-converge bench-ingest bench-telemetry bench-api bench-memory mutate secrets rotate api-user pin-images \
+        wireguard-client lock
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,13 +30,22 @@ test: check test-services lab-destroy test-fleet test-faults test-lab ## Everyth
 test-full: ## As test, every fault in its long form (hours)
 	PRIME_SPARK_FULL=1 $(MAKE) test
 
-check: $(VENV)/.ready ## Lint, types and unit tests; no servers, no root
+$(VENV)/.prometheus: tools/prometheus-tools $(VENV)/.ready
+	@tools/prometheus-tools
+
+check: $(VENV)/.ready $(VENV)/.prometheus ## Lint, types and unit tests; no servers, no root
 	tools/check
 
-test-services: $(VENV)/.ready lab-tools ## The Python services against real Kafka, TimescaleDB and Redis
+test-services: $(VENV)/.ready lab-tools ## The Python services against real servers; branch coverage below 85 % fails
 	$(PY) -m lab.images
 	$(PY) -m pytest -q tests/images tests/releases
-	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) -m pytest -q tests/services
+	cd files/python_services && rm -rf .coverage && mkdir .coverage && \
+	  PYTHONPATH=$(CURDIR) coverage run -m pytest -q tests/unit tests/services && \
+	  coverage combine --quiet && coverage report
+
+mutate: $(VENV)/.ready lab-tools ## Break the services' code line by line: a test has to notice each time; ARGS="--only api/auth"
+	$(PY) -m lab.images
+	$(PY) files/python_services/tests/mutations/run.py $(ARGS)
 
 test-fleet: lab-up ## The lab: site.yml from bare hosts (checked first), again for idempotence, then testinfra
 	@rm -f $(RECORD)
@@ -44,6 +55,12 @@ test-fleet: lab-up ## The lab: site.yml from bare hosts (checked first), again f
 
 test-faults: lab-up ## Cuts, kills and reboots on the provisioned lab, killed runs: everything recovers
 	$(PY) -m pytest -q tests/faults
+
+test-panels: lab-up ## Every panel's query against the provisioned lab under load: rows returned
+	$(PY) -m tests.panels
+
+test-alerts: lab-up ## Every fault really caused on the lab: seconds until its alert fires and resolves
+	$(PY) -m tests.alerts
 
 test-lab: lab-up ## The lab itself: nothing leaks, nothing of the machine changes, it survives kill -9
 	$(PY) -m pytest -q tests/lab
@@ -81,15 +98,33 @@ lab-heal: $(VENV)/.ready ## Undo lab-cut
 bench-converge: $(VENV)/.ready ## Second run of site.yml on the lab: changes, seconds, remote module runs
 	$(PY) tools/bench_converge.py
 
-bench-ingest: $(VENV)/.ready lab-tools ## Rows per second from real Kafka into real TimescaleDB on this machine
+bench-ingest: $(VENV)/.ready lab-tools ## Ingest from Kafka to committed rows, beside COPY, executemany and single rows: ARGS="--backlog"
 	$(PY) -m lab.images
-	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_ingest.py
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_ingest.py $(ARGS)
+
+bench-telemetry: $(VENV)/.ready lab-tools ## What the collector costs a small host: CPU per sample, rate and memory of a replay
+	$(PY) -m lab.images
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_telemetry.py $(ARGS)
+
+bench-api: $(VENV)/.ready lab-tools ## Requests per second and latency of the API against a bare FastAPI application
+	$(PY) -m lab.images
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_api.py $(ARGS)
+
+bench-memory: $(VENV)/.ready lab-tools ## What a stopped Kafka costs a memory get: p99 with Kafka up and down, in turns
+	$(PY) -m lab.images
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_memory.py $(ARGS)
 
 secrets: $(VENV)/.ready ## Make the secrets an inventory lacks: make secrets INVENTORY=inventories/production
 	$(PY) tools/make_secrets.py --inventory $(or $(INVENTORY),inventories/lab)
 
 rotate: $(VENV)/.ready ## Renew a secret everywhere: make rotate SECRET=vault_... [INVENTORY=...]; without SECRET list them
 	$(PY) tools/rotate_secret.py --inventory $(or $(INVENTORY),inventories/lab) $(SECRET) $(ARGS)
+
+api-user: $(VENV)/.ready ## Add or change a user of the API: make api-user INVENTORY=inventories/production NAME=alice ROLE=admin
+	$(PY) tools/api_user.py --inventory $(or $(INVENTORY),inventories/lab) --role $(or $(ROLE),viewer) $(ARGS) $(NAME)
+
+dashboards: $(VENV)/.ready ## Write Grafana's dashboards from tools/dashboards
+	$(PY) -m tools.dashboards
 
 pin-images: $(VENV)/.ready ## Write the digests of an inventory's images: make pin-images INVENTORY=inventories/production
 	$(PY) tools/pin_images.py --inventory $(or $(INVENTORY),inventories/production) $(ARGS)

@@ -29,7 +29,17 @@ from lab import bases, mirror, registry
 from lab.common import CACHE, LOGS, LabError, Progress
 from lab.topology import REGISTRY_ADDRESS, REGISTRY_PORT
 
-IMAGES = ("redis", "timescale", "kafka")
+IMAGES = (
+    "redis",
+    "timescale",
+    "kafka",
+    "llama",
+    "airflow",
+    "prometheus",
+    "alertmanager",
+    "postgres-exporter",
+    "redis-exporter",
+)
 SUITE = "trixie"
 REGISTRY = f"{REGISTRY_ADDRESS}:{REGISTRY_PORT}"
 NAMESPACE = "prime-spark"

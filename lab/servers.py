@@ -1,4 +1,4 @@
-"""Real Redis, PostgreSQL with TimescaleDB and Kafka for tests, from the lab's image roots.
+"""Real Redis, PostgreSQL with TimescaleDB, Kafka and llama-server for tests, from image roots.
 
     with postgres_server() as database:
         connect(database.dsn)
@@ -457,6 +457,62 @@ class KafkaServer(Server):
         return _kafka_login(connection, self.admin_username, self.admin_password)
 
 
+class LlamaServer(Server):
+    """llama.cpp's llama-server with the self-test model, behind an API key.
+
+    `pause` keeps it from answering while its port still accepts connections, until `resume`.
+    """
+
+    image = "llama"
+    uid = 1000
+    data_path = "/data"
+    start_seconds = 30.0
+    model = "prime-spark-self-test"
+
+    def __init__(self, directory: Path, log: Path, settings: Mapping[str, str]) -> None:
+        super().__init__(directory, log)
+        self.api_key = secrets.token_urlsafe(24)
+        self._settings = settings
+
+    @property
+    def url(self) -> str:
+        """Address of the OpenAI-compatible API, without /v1."""
+        return f"http://{self.host}:{self.port}"
+
+    def pause(self) -> None:
+        """Stop the process (SIGSTOP)."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let the process go on (SIGCONT)."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def _prepare(self) -> None:
+        self._write("api-keys", self.api_key + "\n")
+
+    def _command(self) -> list[str]:
+        settings = {
+            "host": self.host,
+            "port": str(self.port),
+            "model": "/models/self-test.gguf",
+            "alias": self.model,
+            "api-key-file": f"{self.data_path}/api-keys",
+            "parallel": "2",
+            "threads": "1",
+            "threads-http": "8",
+            "ctx-size": "4096",
+            "cache-ram": "0",
+            **self._settings,
+        }
+        arguments = [word for key, value in settings.items() for word in (f"--{key}", value)]
+        return ["llama-server", *arguments, "--no-webui", "--no-warmup", "--offline"]
+
+    def _answers(self, connection: socket.socket) -> bool:
+        # 503 while the model is loaded.
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        return b" 200 " in _receive(connection, 15)
+
+
 AnyServer = TypeVar("AnyServer", bound=Server)
 
 
@@ -478,6 +534,13 @@ def postgres_server(settings: Mapping[str, str] | None = None) -> Iterator[Postg
 def kafka_server(settings: Mapping[str, str] | None = None) -> Iterator[KafkaServer]:
     """A running Kafka node; `settings` are lines of server.properties that override ours."""
     with _running(lambda path, log: KafkaServer(path, log, settings or {})) as server:
+        yield server
+
+
+@contextmanager
+def llama_server(settings: Mapping[str, str] | None = None) -> Iterator[LlamaServer]:
+    """A running llama-server; `settings` are its options (without dashes) that override ours."""
+    with _running(lambda path, log: LlamaServer(path, log, settings or {})) as server:
         yield server
 
 

@@ -28,7 +28,8 @@ class ActionModule(ConfigTree):
         self._task.args = {**self._task.args, "trees": trees, "directory": directory}
         arguments: dict[str, Any] = super().module_arguments(task_vars)
         arguments.pop("environment", None)
-        for service, digest in self.config_hashes(arguments, directory).items():
+        live = {entry["service"]: entry["paths"] for entry in arguments.get("reload") or []}
+        for service, digest in self.config_hashes(arguments, directory, live).items():
             environment[f"CONFIG_HASH_{service.upper().replace('-', '_')}"] = digest
         lines = [f"{key}={environment[key]}\n" for key in sorted(environment)]
         arguments["secret_files"].append(
@@ -37,8 +38,13 @@ class ActionModule(ConfigTree):
         return arguments
 
     @staticmethod
-    def config_hashes(arguments: dict[str, Any], directory: str) -> dict[str, str]:
+    def config_hashes(
+        arguments: dict[str, Any], directory: str, live: dict[str, list[str]] | None = None
+    ) -> dict[str, str]:
         """A hash per service over the files below ``config/<service>``.
+
+        ``live`` are the paths below that, by service, that the service reads again by itself or
+        when told to: a change of them restarts nothing.
 
         Compose does not notice that the content of a bind mount changed. Each service carries this
         hash as a label, so that compose itself recreates exactly the services whose files changed.
@@ -49,7 +55,9 @@ class ActionModule(ConfigTree):
         for file in sorted(files, key=lambda f: str(f["path"])):
             if not file["path"].startswith(prefix):
                 continue
-            service = file["path"].removeprefix(prefix).partition(os.sep)[0]
+            service, _, below = file["path"].removeprefix(prefix).partition(os.sep)
             digest = digests.setdefault(service, hashlib.sha256())
+            if any(f"{below}/".startswith(f"{path}/") for path in (live or {}).get(service, [])):
+                continue
             digest.update(f"{file['path']}\0{file.get('mode')}\0{file['content']}\0".encode())
         return {service: digest.hexdigest()[:16] for service, digest in digests.items()}

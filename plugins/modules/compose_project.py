@@ -44,6 +44,23 @@ options:
     description: Seconds until every service has to be running and healthy.
     type: int
     default: 180
+  reload:
+    description:
+      - What a service reads again without a restart, each C(service), C(paths) below its
+        C(config/<service>/), and C(url) with C(username) and C(password), which is posted to when
+        one of these files changed. Without C(url) the service looks by itself.
+      - A reload that is refused takes the files back, as an unhealthy start does. What was loaded
+        is recorded, so a reload that an interrupted run still owed is made up for.
+    type: list
+    elements: dict
+    default: []
+  validate_in:
+    description: Programs of an image that judge a service's new files before anything changes, each
+      C(service), C(image), C(argv) and C(mount), where the image sees C(config/<service>/). Check
+      mode pulls no image; it leaves the validation to the run, and says so.
+    type: list
+    elements: dict
+    default: []
 """
 
 EXAMPLES = r"""
@@ -62,12 +79,16 @@ changes:
   returned: always
 """
 
+import base64
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -86,7 +107,32 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "directory": {"type": "path", "required": True},
     "wait_timeout": {"type": "int", "default": 180},
+    "reload": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "no_log": False,
+        "options": {
+            "service": {"type": "str", "required": True},
+            "paths": {"type": "list", "elements": "str", "required": True},
+            "url": {"type": "str", "default": ""},
+            "username": {"type": "str", "default": ""},
+            "password": {"type": "str", "default": "", "no_log": True},
+        },
+    },
+    "validate_in": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "service": {"type": "str", "required": True},
+            "image": {"type": "str", "required": True},
+            "mount": {"type": "path", "required": True},
+            "argv": {"type": "list", "elements": "str", "required": True},
+        },
+    },
 }
+RELOAD_SECONDS = 30
 
 
 def docker(*words: str, check: bool = True) -> str:
@@ -151,10 +197,17 @@ class Project:
     def filter(self) -> str:
         return f"label=com.docker.compose.project={self.name}"
 
-    def images(self) -> list[str]:
-        """The images of the project's containers."""
-        lines = docker("ps", "--all", "--format", "{{.Image}}", "--filter", self.filter)
-        return sorted(set(lines.split()))
+    def images(self) -> dict[str, str]:
+        """Reference to id of the images of the project's containers.
+
+        An image that was pulled by its digest has no tag by which it could be removed.
+        """
+        found = docker("ps", "--all", "--quiet", "--filter", self.filter).split()
+        if not found:
+            return {}
+        lines = docker("inspect", "--format", "{{.Config.Image}} {{.Image}}", *found)
+        pairs = (line.split() for line in sorted(lines.splitlines()))
+        return {pair[0]: pair[1] for pair in pairs}
 
     def networks(self) -> list[str]:
         """The project's networks."""
@@ -231,8 +284,82 @@ def stage(tree: Tree, directory: str) -> tempfile.TemporaryDirectory[str]:
     return staged
 
 
+def docker_misses(image: str) -> bool:
+    done = subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False)
+    return done.returncode != 0
+
+
+def validate_in(images: list[dict[str, Any]], source: str, name: str, pull: bool) -> list[str]:
+    """Let programs of images judge the files in ``source``; what could not be judged yet."""
+    deferred = []
+    for judge in images:
+        image, (program, *words) = judge["image"], judge["argv"]
+        if docker_misses(image):
+            if not pull:
+                deferred.append(f"deferred: validation needs the image {image}")
+                continue
+            docker("pull", "--quiet", image)
+        argv = ["docker", "run", "--rm", "--network", "none", "--read-only", "--user", "0:0"]
+        argv += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges:true", "--volume"]
+        argv += [f"{source}/config/{judge['service']}:{judge['mount']}:ro"]
+        argv += ["--entrypoint", program, image, *words]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise TreeError(
+                f"the new configuration of {name} is not valid; nothing was changed. "
+                f"`{' '.join(judge['argv'])}` said: {(done.stdout + done.stderr).strip()}"
+            )
+    return deferred
+
+
+class Reloads:
+    """What running services have to be told to read again."""
+
+    def __init__(self, tree: Tree, params: dict[str, Any]) -> None:
+        self._entries = {entry["service"]: entry for entry in params["reload"] if entry["url"]}
+        self._loaded = dict(tree.record.get("loaded") or {})
+        self.wanted = {
+            service: self._digest(tree, f"{params['directory']}/config/{service}", entry["paths"])
+            for service, entry in self._entries.items()
+        }
+
+    @staticmethod
+    def _digest(tree: Tree, directory: str, paths: list[str]) -> str:
+        digest = hashlib.sha256()
+        for file in sorted(tree.files, key=lambda f: f.path):
+            below = os.path.relpath(file.path, directory)
+            if any(f"{below}/".startswith(f"{path}/") for path in paths):
+                digest.update(f"{below}\0{file.mode:o}\0{file.digest}\0".encode())
+        return digest.hexdigest()
+
+    def pending(self, started: list[str]) -> list[str]:
+        """Services that have not loaded what is wanted; ``started`` are about to, or just did."""
+        fresh = {sentence.split()[1].rstrip(":") for sentence in started}
+        return [
+            service
+            for service, digest in sorted(self.wanted.items())
+            if self._loaded.get(service) != digest and service not in fresh
+        ]
+
+    def tell(self, services: list[str]) -> None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for service in services:
+            entry = self._entries[service]
+            word = base64.b64encode(f"{entry['username']}:{entry['password']}".encode()).decode()
+            headers = {"Authorization": f"Basic {word}"} if entry["username"] else {}
+            request = urllib.request.Request(entry["url"], b"", headers)
+            try:
+                opener.open(request, timeout=RELOAD_SECONDS).close()
+            except urllib.error.HTTPError as error:
+                said = error.read(2000).decode(errors="replace").strip()
+                raise TreeError(f"{service} refuses to reload ({error.code}): {said}") from None
+            except OSError as error:
+                raise TreeError(f"{service} cannot be told to reload: {error}") from None
+
+
 def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     project = Project(tree.name, module.params["directory"])
+    reloads = Reloads(tree, module.params)
     found = tree.difference()
     changes = found.sentences()
     result: dict[str, Any] = {"diff": tree.diff(found)}
@@ -247,11 +374,15 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         with stage(tree, project.directory) as source:
             project.compose("config", "--quiet", source=source)
             tree.validate()
+            judges = module.params["validate_in"]
+            deferred = validate_in(judges, source, tree.name, pull=not module.check_mode)
             if module.check_mode:
-                changes += project.differences(source)
+                needed = project.differences(source)
+                changes += needed + [f"reload {s}" for s in reloads.pending(needed)] + deferred
                 return {**result, "changed": bool(changes), "changes": changes}
     if module.check_mode:
-        changes += project.differences()
+        needed = project.differences()
+        changes += needed + [f"reload {service}" for service in reloads.pending(needed)]
         return {**result, "changed": bool(changes), "changes": changes}
     before = remember(tree, found, []) if found or noted(tree) else None
     try:
@@ -259,25 +390,33 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         needed = project.differences()
         if needed:
             project.up(module.params["wait_timeout"])
+        told = reloads.pending(needed)
+        reloads.tell(told)
     except (TreeError, OSError) as error:
         if before is None:
             raise
-        raise TreeError(f"{error}\n{go_back(project, tree, before, module.params)}") from None
+        raise TreeError(
+            f"{error}\n{go_back(project, tree, before, module.params, reloads)}"
+        ) from None
     tree.save(
+        loaded=reloads.wanted or None,
         files=sorted(file.path for file in tree.files),
         directories=sorted(directory.path for directory in tree.directories) or None,
         applied=tree.fingerprint(),
     )
     settle(tree)
-    changes += needed
+    changes += needed + [f"reload {service}" for service in told]
     return {**result, "changed": bool(changes), "changes": changes}
 
 
-def go_back(project: Project, tree: Tree, before: Before, params: dict[str, Any]) -> str:
+def go_back(
+    project: Project, tree: Tree, before: Before, params: dict[str, Any], reloads: Reloads
+) -> str:
     """Restore the files that were there, run them, and say how that went."""
     try:
         before.restore()
         project.up(params["wait_timeout"])
+        reloads.tell(list(reloads.wanted))
     except (TreeError, OSError) as error:
         return f"Went back to the previous definition, which does not work either: {error}"
     settle(tree)
@@ -293,7 +432,7 @@ def absent(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
             f"Docker does not run, so {tree.name} cannot be removed: run the tag `docker`"
         )
     containers = sorted(project.containers()) if usable == "up" else []
-    images = project.images() if containers else []
+    images = project.images() if containers else {}
     networks = project.networks() if usable == "up" else []
     directories = [path for path in tree.empty_directories() if path != project.directory]
     leaving = [path for path in module.params["absent"] if is_there(path)]
@@ -306,7 +445,7 @@ def absent(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     if changes and not module.check_mode:
         if containers or networks:
             project.down()
-        for image in images:
+        for image in images.values():
             # In use by another project: then it stays.
             docker("image", "rm", image, check=False)
         for path in files:

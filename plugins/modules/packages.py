@@ -20,6 +20,12 @@ options:
     type: list
     elements: str
     required: true
+  mask:
+    description: Units of these packages that must never run, since another unit of ours does. They
+      are masked before the installation, which would start them.
+    type: list
+    elements: str
+    default: []
   lists_max_age:
     description: Age in seconds from which package lists are fetched anew.
     type: int
@@ -53,6 +59,7 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 
 LISTS = "/var/lib/apt/lists"
+UNITS = "/etc/systemd/system"
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "DEBIAN_FRONTEND": "noninteractive",
@@ -139,10 +146,24 @@ def install(names: list[str], max_age: int) -> None:
         raise PackageError(f"installing {', '.join(names)} failed: {said[-3000:]}")
 
 
+def unmasked(units: list[str], directory: str = UNITS) -> list[str]:
+    """The units that are not masked."""
+    return [unit for unit in units if os.path.realpath(f"{directory}/{unit}") != "/dev/null"]
+
+
+def mask(units: list[str]) -> None:
+    """Stop units that run and keep them from being started; they need not exist yet."""
+    for unit in units:
+        status, said = run(["systemctl", "mask", "--now", "--quiet", unit])
+        if status != 0:
+            raise PackageError(f"{unit} cannot be masked: {said}")
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "list", "elements": "str", "required": True},
+            "mask": {"type": "list", "elements": "str", "default": []},
             "lists_max_age": {"type": "int", "default": 86400},
         },
         supports_check_mode=True,
@@ -151,8 +172,11 @@ def main() -> None:
     max_age: int = module.params["lists_max_age"]
     _, status = run(["dpkg-query", "--show", "--showformat=${Package} ${Status}\n", *names])
     missing = missing_of(names, status)
-    changes = [f"install {name}" for name in missing]
+    masking = unmasked(module.params["mask"])
+    changes = [f"mask {unit}" for unit in masking] + [f"install {name}" for name in missing]
     try:
+        if masking and not module.check_mode:
+            mask(masking)
         if missing and not module.check_mode:
             install(missing, max_age)
         elif missing:
@@ -165,7 +189,7 @@ def main() -> None:
                     raise PackageError(f"{', '.join(missing)} cannot be installed: {said[-2000:]}")
     except (PackageError, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=bool(missing), missing=missing, changes=changes)
+    module.exit_json(changed=bool(missing or masking), missing=missing, changes=changes)
 
 
 if __name__ == "__main__":

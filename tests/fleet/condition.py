@@ -25,6 +25,8 @@ UNITS = {
     "ingest": ["prime-spark-ingest.service"],
     "api": ["prime-spark-api.service"],
     "spark_agent": ["prime-spark-agent.service"],
+    "dispatcher": ["prime-spark-dispatcher.service"],
+    "llm_server": ["prime-spark-llm-server.service"],
 }
 PROJECTS = ("kafka", "redis", "timescale")
 # By group: the role's variable for the port of its /health.
@@ -33,6 +35,7 @@ PORTS = {
     "ingest": "ingest_port",
     "api": "api_port",
     "spark_agent": "spark_agent_port",
+    "dispatcher": "dispatcher_port",
 }
 
 

@@ -143,6 +143,19 @@ def shell(host: Host, script: str, *arguments: str, seconds: int = 60) -> str:
     return str(result.stdout).strip()
 
 
+def feed(name: str, script: str, standard_input: str, *, seconds: float = 60) -> str:
+    """What a script prints that reads a secret from standard input, where no other user sees it."""
+    done = subprocess.run(
+        ["ssh", "-F", LAB / "ssh" / "config", f"root@{name}", script],
+        input=standard_input,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, f"{name}: `{script}`: {(done.stderr or done.stdout).strip()}"
+    return done.stdout.strip()
+
+
 def probe(
     host: Host, name: str, *arguments: str, python: str = SYSTEM_PYTHON, seconds: int = 60
 ) -> Any:

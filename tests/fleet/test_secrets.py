@@ -25,20 +25,38 @@ NEEDED = {
     "ingest": {"vault_kafka_ingest_password", "vault_timescale_ingest_password"},
     "kafka": {
         "vault_kafka_admin_password",
+        "vault_kafka_agent_password",
+        "vault_kafka_api_password",
         "vault_kafka_ingest_password",
         "vault_kafka_telemetry_password",
     },
+    # Of its users the API has hashes alone.
+    "api": {
+        "vault_api_signing_key",
+        "vault_redis_api_password",
+        "vault_kafka_api_password",
+        "vault_timescale_api_password",
+        "vault_llm_server_token",
+    },
+    "llm_server": {"vault_llm_server_token"},
+    "spark_agent": {
+        "vault_llm_server_token",
+        "vault_agent_token",
+        "vault_redis_agent_password",
+        "vault_kafka_agent_password",
+    },
+    "dispatcher": {"vault_redis_dispatcher_password", "vault_agent_token"},
     "timescale": {"vault_timescale_superuser_password", "vault_timescale_owner_password"},
 }
 # Where they may stand there: owned by root or by the user of the container that reads them.
 PLACES = {
-    r"/etc/prime-spark/[a-z-]+/credentials/[a-z_]+": {("0600", 0)},
+    r"/etc/prime-spark/[a-z_-]+/credentials/[a-z0-9_-]+": {("0600", 0)},
     r"/opt/prime-spark/stack/kafka/config/kafka/secret/[a-z.]+": {("0400", 1000)},
     r"/etc/wireguard/[a-z0-9.]+": {("0600", 0)},
     r"/opt/prime-spark/stack/timescale/config/timescale/secret/[a-z_]+": {("0400", 70)},
 }
 # systemd's own copies, for the service's user only, in a directory of that user.
-LOADED = r"/run/credentials/prime-spark-[a-z-]+\.service/[a-z_]+"
+LOADED = r"/run/credentials/prime-spark-[a-z-]+\.service/[a-z0-9_-]+"
 
 
 @cache

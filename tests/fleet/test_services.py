@@ -45,14 +45,16 @@ SERVICES = (
     Service("ingest", "ingest", "ingest_port"),
     Service("api", "api", "api_port"),
     Service("spark_agent", "agent", "spark_agent_port"),
+    Service("dispatcher", "dispatcher", "dispatcher_port"),
 )
 # What is not a service, but comes as a release as well.
-COMMANDS = {"kafka": "kafka-admin", "timescale": "db"}
+COMMANDS = {"kafka": "kafka-admin", "timescale": "db", "cli": "cli"}
 COMPONENTS = {
     "telemetry": {"kafka", "redis"},
     "ingest": {"kafka", "database", "dead_letters"},
-    "api": set(),
-    "agent": set(),
+    "api": {"redis", "kafka"},
+    "agent": {"nas", "synthesis", "recognition", "redis", "kafka"},
+    "dispatcher": {"redis", "agents"},
 }
 
 each_service = pytest.mark.parametrize(

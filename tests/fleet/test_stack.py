@@ -210,7 +210,7 @@ def test_kafka_lets_in_who_has_the_password_and_denies_what_is_not_listed() -> N
         "telemetry reads edge.telemetry": "TopicAuthorizationFailedError",
         "telemetry creates a topic": "TopicAuthorizationFailedError",
         "ingest reads edge.telemetry": "allowed",
-        "ingest reads prime-spark.dlq": "TopicAuthorizationFailedError",
+        "ingest reads prime-spark.dlq": "allowed",
         "ingest writes edge.telemetry": "TopicAuthorizationFailedError",
         "ingest reads in another group": "GroupAuthorizationFailedError",
         "ingest creates a topic": "TopicAuthorizationFailedError",
@@ -238,7 +238,8 @@ def test_redis_lets_a_stranger_ping_and_users_do_what_they_need() -> None:
 def test_the_tables_are_hypertables() -> None:
     rows = fleet.query("SELECT hypertable_name FROM timescaledb_information.hypertables")
     assert {row["hypertable_name"] for row in rows} == {
-        *("device_metrics", "ai_inference_results", "api_events")
+        *("device_metrics", "ai_inference_results", "api_events"),
+        *("device_metrics_5m", "device_metrics_1h"),
     }
 
 
@@ -247,7 +248,8 @@ def test_passwords_are_stored_as_scram_verifiers() -> None:
     users = {row["rolname"]: row for row in rows}
     assert {name for name, row in users.items() if row["rolsuper"]} == {"postgres"}
     assert set(users) == {
-        *("postgres", "prime_spark_owner", "prime_spark_ingest", "prime_spark_reader")
+        *("postgres", "prime_spark_owner", "prime_spark_api", "prime_spark_ingest"),
+        "prime_spark_reader",
     }
     for name, row in users.items():
         assert row["rolpassword"].startswith("SCRAM-SHA-256$"), name

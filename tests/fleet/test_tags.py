@@ -32,6 +32,9 @@ FILES = {
     "telemetry": "/etc/prime-spark/telemetry/config.json",
     "api": "/etc/systemd/system/prime-spark-api.service",
     "spark_agent": "/opt/prime-spark/services/agent/current",
+    "dispatcher": "/etc/prime-spark/dispatcher/config.json",
+    "cli": "/etc/prime-spark/cli/config.json",
+    "llm_server": "/etc/systemd/system/prime-spark-llm-server.service",
 }
 # A run keeps one core busy half of the time and waits for hosts in the other half.
 AT_ONCE = 3

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+module: Any = sys.modules["prime_spark_modules.compose_project"]
+tree_module: Any = sys.modules["ansible.module_utils.prime_spark_tree"]
 action: Any = sys.modules["prime_spark_action.compose_project"].ActionModule
 DIRECTORY = "/opt/prime-spark/stack/example"
 
 
-def hashes(files: dict[str, str], secrets: dict[str, str] | None = None) -> dict[str, str]:
+def hashes(
+    files: dict[str, str],
+    secrets: dict[str, str] | None = None,
+    live: dict[str, list[str]] | None = None,
+) -> dict[str, str]:
     def listed(contents: dict[str, str]) -> list[dict[str, str]]:
         return [
             {"path": f"{DIRECTORY}/{path}", "content": text, "mode": "0644"}
@@ -17,7 +30,7 @@ def hashes(files: dict[str, str], secrets: dict[str, str] | None = None) -> dict
         ]
 
     arguments = {"files": listed(files), "secret_files": listed(secrets or {})}
-    return dict(action.config_hashes(arguments, DIRECTORY))
+    return dict(action.config_hashes(arguments, DIRECTORY, live))
 
 
 FILES = {"compose.yml": "services: {}", "config/a/x.conf": "1", "config/b/x.conf": "1"}
@@ -43,3 +56,96 @@ def test_files_outside_config_change_no_hash() -> None:
 
 def test_the_order_of_files_does_not_matter() -> None:
     assert hashes(dict(reversed(FILES.items()))) == hashes(FILES)
+
+
+def test_what_a_service_reads_again_by_itself_restarts_nothing() -> None:
+    live = {"a": ["x.conf", "rules"]}
+    files = {**FILES, "config/a/rules/one.yml": "1", "config/a/rules.conf": "1"}
+    before = hashes(files, live=live)
+    assert hashes({**files, "config/a/x.conf": "2"}, live=live) == before
+    assert hashes({**files, "config/a/rules/two.yml": "1"}, live=live) == before
+    assert hashes({**files, "config/a/rules.conf": "2"}, live=live)["a"] != before["a"]
+    assert hashes({**files, "config/b/x.conf": "2"}, live=live)["b"] != before["b"]
+
+
+def test_a_service_without_other_files_has_a_hash_too() -> None:
+    assert set(hashes(FILES, live={"a": ["x.conf"]})) == {"a", "b"}
+
+
+class Listener(HTTPServer):
+    """Notes what was posted, and answers with `status`."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.posted: list[tuple[str, str]] = []
+        listener = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                listener.posted.append((self.path, self.headers["Authorization"] or ""))
+                self.send_response(listener.status)
+                self.end_headers()
+                self.wfile.write(b"because")
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/-/reload"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    server = Listener()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def reloads(tmp_path: Path, url: str, content: str) -> tuple[Any, Any]:
+    """The tree and what its services have to be told, with this content of rules/x.yml."""
+    file = {"content": content, "owner": "root", "group": "root", "mode": "0644"}
+    file["path"] = f"{DIRECTORY}/config/prometheus/rules/x.yml"
+    flags = {**file, "path": f"{DIRECTORY}/config/prometheus/flags", "content": "same"}
+    params = {
+        "name": "example",
+        "files": [file, flags],
+        "secret_files": [],
+        "directories": [],
+        "validate": [],
+        "directory": DIRECTORY,
+        "reload": [
+            {"service": "prometheus", "paths": ["rules"], "url": url}
+            | {"username": "reload", "password": "secret"},
+            {"service": "grafana", "paths": ["dashboards"], "url": ""},
+        ],
+    }
+    tree = tree_module.Tree(params, str(tmp_path))
+    return tree, module.Reloads(tree, params)
+
+
+def test_a_reload_is_owed_until_it_was_done(tmp_path: Path, listener: Listener) -> None:
+    tree, wanted = reloads(tmp_path, listener.url, "1")
+    assert wanted.pending(["start prometheus"]) == [], "what starts reads its files"
+    assert wanted.pending(["recreate prometheus: its definition differs"]) == []
+    tree.save(loaded=wanted.wanted)
+    _, same = reloads(tmp_path, listener.url, "1")
+    assert same.pending([]) == []
+    _, other = reloads(tmp_path, listener.url, "2")
+    assert other.pending([]) == ["prometheus"]
+    other.tell(other.pending([]))
+    assert listener.posted == [
+        ("/-/reload", "Basic " + base64.b64encode(b"reload:secret").decode())
+    ]
+
+
+def test_a_refused_reload_fails_with_the_reason(tmp_path: Path, listener: Listener) -> None:
+    _, wanted = reloads(tmp_path, listener.url, "1")
+    listener.status = 500
+    with pytest.raises(tree_module.TreeError, match=r"refuses to reload \(500\): because"):
+        wanted.tell(["prometheus"])
+    listener.shutdown()
+    listener.server_close()
+    with pytest.raises(tree_module.TreeError, match="cannot be told to reload"):
+        wanted.tell(["prometheus"])

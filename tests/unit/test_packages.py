@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 module: Any = sys.modules["prime_spark_modules.packages"]
@@ -25,3 +26,10 @@ def test_a_simulation_names_the_packages_last() -> None:
     argv = module.install_command(["a", "b"], "--simulate")
     assert argv[:2] == ["apt-get", "install"] and argv[-2:] == ["a", "b"]
     assert "--simulate" in argv and "--no-install-recommends" in argv
+
+
+def test_a_unit_is_masked_by_a_link_to_dev_null(tmp_path: Path) -> None:
+    (tmp_path / "masked.service").symlink_to("/dev/null")
+    (tmp_path / "own.service").write_text("")
+    units = ["masked.service", "own.service", "missing.service"]
+    assert module.unmasked(units, str(tmp_path)) == ["own.service", "missing.service"]

@@ -57,7 +57,10 @@ def inventory() -> Inventory:
         "images": {
             "images": {
                 name: f"registry.invalid/{name}:1@{DIGEST}"
-                for name in ("kafka", "redis", "timescale")
+                for name in (
+                    *("kafka", "llama", "redis", "timescale", "prometheus", "alertmanager"),
+                    *("postgres-exporter", "redis-exporter"),
+                )
             }
         },
     }
@@ -225,7 +228,7 @@ CASES = [
     Case(
         "a host without a role",
         idle_host,
-        "printer-1: is in no group that is a role, expected at least one of api, common,",
+        "printer-1: is in no group that is a role, expected at least one of api, cli, common,",
     ),
     Case(
         "a misspelt group",
@@ -256,8 +259,8 @@ CASES = [
     Case(
         "no vault",
         lambda data: data["vault"].clear(),
-        "vault: 8 secrets are missing, expected in the inventory's group_vars/all/vault.yml: "
-        "vault_kafka_admin_password, ",
+        "vault: 26 secrets are missing, expected in the inventory's group_vars/all/vault.yml: "
+        "vault_agent_token, ",
     ),
     Case(
         "a short secret",

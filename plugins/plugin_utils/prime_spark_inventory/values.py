@@ -65,6 +65,11 @@ def check_number(fleet: Fleet, host: str, name: str, value: int) -> None:
         fleet.refuse(host, f"{name} is {value}, expected no negative number")
 
 
+def is_optional(fleet: Fleet, name: str) -> bool:
+    """Whether a role's own default for an input may come out empty."""
+    return any("default('')" in str(role.defaults.get(name)) for role in fleet.roles.values())
+
+
 def check_values(fleet: Fleet) -> None:
     """Ranges, image references and paths of every host's inputs."""
     unpinned: dict[str, str] = {}
@@ -72,7 +77,8 @@ def check_values(fleet: Fleet) -> None:
         for name, value in values.items():
             if isinstance(value, int) and not isinstance(value, bool):
                 check_number(fleet, host, name, value)
-            if name.endswith("_image"):
+            # Empty is no mistake where the role does without: it says so with a default of ''.
+            if name.endswith("_image") and not (value == "" and is_optional(fleet, name)):
                 if not IMAGE.match(str(value)):
                     fleet.refuse(host, f"{name} is {value!r}, expected NAME:TAG@sha256:DIGEST")
                 elif "@" not in value:

@@ -142,9 +142,10 @@ def credentials_of(config: msgspec.Struct) -> set[str]:
     names: set[str] = set()
     for field in config.__struct_fields__:
         value = getattr(config, field)
-        if field == "credential":
+        if field == "credential" and value is not None:
             names.add(value)
-        for item in value.values() if isinstance(value, dict) else [value]:
+        items = value.values() if isinstance(value, dict) else value
+        for item in items if isinstance(value, dict | list) else [value]:
             if isinstance(item, msgspec.Struct):
                 names |= credentials_of(item)
     return names

@@ -15,9 +15,11 @@ if str(REPOSITORY) not in sys.path:
 
 from lab.servers import (  # noqa: E402
     KafkaServer,
+    LlamaServer,
     PostgresServer,
     RedisServer,
     kafka_server,
+    llama_server,
     postgres_server,
     redis_server,
 )
@@ -47,13 +49,19 @@ def redis() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def llama() -> Iterator[LlamaServer]:
+    with llama_server() as server:
+        yield server
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Show the servers' last words under a failed test."""
     report = yield
     if report.failed:
         for value in getattr(item, "funcargs", {}).values():
-            if isinstance(value, KafkaServer | PostgresServer | RedisServer):
+            if isinstance(value, KafkaServer | LlamaServer | PostgresServer | RedisServer):
                 state = "running" if value.running else "not running"
                 report.sections.append((f"{value.image} ({state})", value.log_tail(15)))
     return report

@@ -25,6 +25,8 @@ from lab.servers import KafkaServer, PostgresServer
 
 T = TypeVar("T")
 
+_END_SECONDS = 10.0
+
 
 def eventually(probe: Callable[[], T | None], seconds: float = 30.0, what: str = "") -> T:
     """Return the first truthy value of `probe`; fail with its last value after `seconds`."""
@@ -43,6 +45,15 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def inherited() -> dict[str, str]:
+    """What a process of ours takes from the environment of the tests, and nothing else."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key in {"PATH", "PYTHONPATH"} or key.startswith("COVERAGE_")
+    }
 
 
 @dataclass
@@ -64,8 +75,7 @@ class Command:
         return [str(script), "--config", str(path)]
 
     def environment(self) -> dict[str, str]:
-        inherited = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
-        return {**inherited, "CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
+        return {**inherited(), "CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
 
     def run(
         self, *arguments: str, expect: int = 0, stdin: str = ""
@@ -121,6 +131,16 @@ class Daemon:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=30)
 
+    def end(self) -> None:
+        """As systemd ends a service: SIGTERM, then SIGKILL for one that does not heed it."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
     def get(self, path: str) -> tuple[int, str]:
         """Return status and body of a GET; (0, '') while nobody listens."""
         try:
@@ -159,8 +179,7 @@ def running(command: Command) -> Iterator[Daemon]:
         sys.stdout.write(daemon.log.read_text()[-20_000:])
         raise
     finally:
-        if daemon.process is not None and daemon.process.poll() is None:
-            daemon.kill()
+        daemon.end()
 
 
 # -- PostgreSQL ---------------------------------------------------------------------------------
@@ -192,8 +211,10 @@ def create_database(server: PostgresServer, name: str) -> None:
 
 
 def create_role(server: PostgresServer, name: str, password: str) -> None:
-    if not sql(server, server.database, "SELECT 1 FROM pg_roles WHERE rolname = $1", name):
-        sql(server, server.database, f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+    """Create a role, or give the one that another test has created this password."""
+    exists = sql(server, server.database, "SELECT 1 FROM pg_roles WHERE rolname = $1", name)
+    verb = "ALTER" if exists else "CREATE"
+    sql(server, server.database, f"{verb} ROLE {name} LOGIN PASSWORD '{password}'")
 
 
 def database_config(server: PostgresServer, database: str, username: str) -> dict[str, Any]:

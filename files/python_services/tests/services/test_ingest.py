@@ -2,119 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from ingest_support import PARTITIONS, START, Pipeline, create_pipeline, sample, send_samples
 from lab.servers import KafkaServer, PostgresServer
-from prime_spark.events import ApiEvent, Inference, Telemetry, encode, new_event_id
+from prime_spark.events import ApiEvent, Inference, encode, new_event_id
 from support import (
     Command,
     create_database,
-    create_role,
     database_config,
     eventually,
     free_port,
-    kafka_admin,
-    kafka_config,
     producer,
     read_all,
     running,
-    sql,
 )
-
-PARTITIONS = 3
-START = datetime(2026, 3, 1, tzinfo=UTC)
-_numbers = itertools.count(1)
-
-
-@dataclass
-class Pipeline:
-    """One test's own topics and database, and the ingest between them."""
-
-    kafka: KafkaServer
-    postgres: PostgresServer
-    database: str
-    prefix: str
-    command: Command
-
-    @property
-    def telemetry(self) -> str:
-        return f"{self.prefix}.telemetry"
-
-    def rows(self, query: str = "SELECT count(*) AS n FROM device_metrics") -> Any:
-        return sql(self.postgres, self.database, query)
-
-    def count(self) -> int:
-        number: int = self.rows()[0]["n"]
-        return number
-
-    def dead_letters(self) -> list[tuple[dict[str, str], bytes]]:
-        return [
-            ({name: value.decode() for name, value in record.headers}, record.value)
-            for record in read_all(self.kafka, f"{self.prefix}.dlq", 1)
-        ]
 
 
 @pytest.fixture
 def path(kafka: KafkaServer, postgres: PostgresServer, tmp_path: Path) -> Pipeline:
-    prefix = f"i{next(_numbers)}"
-    create_role(postgres, "prime_spark_ingest", "database secret")
-    create_database(postgres, prefix)
-    owner = {"database": database_config(postgres, prefix, postgres.username)}
-    Command("db", tmp_path, owner, {"database_password": postgres.password}).answer("migrate")
-    names = [f"{prefix}.telemetry", f"{prefix}.inference", f"{prefix}.api"]
-    topics: dict[str, Any] = {name: {"partitions": PARTITIONS} for name in names}
-    topics[f"{prefix}.dlq"] = {"partitions": 1, "configs": {"max.message.bytes": "2097152"}}
-    acls = [
-        {"resource_type": "TOPIC", "name": name, "operations": ["READ", "DESCRIBE"]}
-        for name in names
-    ]
-    acls += [
-        {"resource_type": "GROUP", "name": f"{prefix}-group", "operations": ["READ"]},
-        {"resource_type": "TOPIC", "name": f"{prefix}.dlq", "operations": ["WRITE", "DESCRIBE"]},
-    ]
-    kafka_admin(
-        kafka,
-        tmp_path,
-        topics=topics,
-        users={"ingest": "kafka secret"},
-        acls=[{"principal": "User:ingest", **acl} for acl in acls],
-    ).answer("apply")
-    config = {
-        "kafka": kafka_config(kafka, "ingest"),
-        "group_id": f"{prefix}-group",
-        "group_instance_id": "test-1",
-        "topics": dict(zip(("telemetry", "inference", "api_events"), names, strict=True)),
-        "dead_letter_topic": f"{prefix}.dlq",
-        "database": database_config(postgres, prefix, "prime_spark_ingest"),
-        "session_timeout_ms": 6000,
-        "batch": {"max_records": 200, "max_wait_ms": 100},
-        "http": {"host": "127.0.0.1", "port": free_port()},
-    }
-    secrets = {"kafka_password": "kafka secret", "database_password": "database secret"}
-    return Pipeline(kafka, postgres, prefix, prefix, Command("ingest", tmp_path, config, secrets))
-
-
-def sample(number: int, device: str = "host-1", **metrics: float) -> bytes:
-    moment = START + timedelta(seconds=number)
-    values = metrics or {"cpu_percent": float(number % 100), "memory_percent": 50.0}
-    return encode(Telemetry(time=moment, device_id=device, metrics=values))
-
-
-def send_samples(client: Any, topic: str, numbers: range) -> None:
-    for number in numbers:
-        device = f"host-{number % 5}"
-        client.send(topic, sample(number, device), key=device.encode())
+    return create_pipeline(kafka, postgres, tmp_path)
 
 
 def test_each_topic_reaches_its_table(path: Pipeline) -> None:

@@ -11,6 +11,8 @@ import pytest
 from lab.servers import PostgresServer
 from support import Command, create_database, create_role, database_config, sql
 
+MIGRATIONS = ["0001_initial", "0002_memory", "0003_rollups"]
+
 
 @pytest.fixture
 def db(postgres: PostgresServer, tmp_path: Path, request: pytest.FixtureRequest) -> Command:
@@ -27,18 +29,18 @@ def test_migrates_once(postgres: PostgresServer, db: Command) -> None:
 
     assert db.answer("status") == {
         "applied": [],
-        "pending": ["0001_initial"],
+        "pending": MIGRATIONS,
         "grants": [],
         "changed": False,
     }
     predicted = db.answer("migrate", "--check")
     assert predicted["changed"]
-    assert predicted["pending"] == ["0001_initial"]
+    assert predicted["pending"] == MIGRATIONS
     assert sql(postgres, name, "SELECT to_regclass('device_metrics') AS t")[0]["t"] is None
 
     first = db.answer("migrate")
     assert first["changed"]
-    assert first["applied"] == ["0001_initial"]
+    assert first["applied"] == MIGRATIONS
     assert first["grants"] == predicted["grants"]
     assert "INSERT on device_metrics to prime_spark_ingest" in first["grants"]
     assert "INSERT on device_metrics to prime_spark_reader" not in first["grants"]
@@ -46,13 +48,15 @@ def test_migrates_once(postgres: PostgresServer, db: Command) -> None:
     nothing = {"applied": [], "pending": [], "grants": [], "changed": False}
     assert db.answer("migrate") == nothing
     assert db.answer("migrate", "--check") == nothing
-    assert db.answer("status")["applied"] == ["0001_initial"]
+    assert db.answer("status")["applied"] == MIGRATIONS
 
     tables = sql(postgres, name, "SELECT hypertable_name FROM timescaledb_information.hypertables")
     assert {row["hypertable_name"] for row in tables} == {
         "device_metrics",
         "ai_inference_results",
         "api_events",
+        "device_metrics_5m",
+        "device_metrics_1h",
     }
 
 
@@ -82,17 +86,25 @@ def test_concurrent_runs_apply_each_migration_once(db: Command) -> None:
     outputs = [(*run.communicate(timeout=60), run.returncode) for run in runs]
     assert [status for *_, status in outputs] == [0] * 4, outputs
     applied = [json.loads(stdout)["applied"] for stdout, *_ in outputs]
-    assert sorted(applied) == [[], [], [], ["0001_initial"]]
+    assert sorted(applied) == [[], [], [], MIGRATIONS]
 
 
 def test_changed_and_unknown_migrations_are_refused(postgres: PostgresServer, db: Command) -> None:
     name = db.config["database"]["name"]
     db.answer("migrate")
-    sql(postgres, name, "UPDATE schema_migrations SET checksum = 'other'")
+    sql(
+        postgres,
+        name,
+        "UPDATE schema_migrations SET checksum = 'other' WHERE name = '0001_initial'",
+    )
     assert (
         "0001_initial was changed after it had been applied" in db.run("migrate", expect=1).stderr
     )
-    sql(postgres, name, "UPDATE schema_migrations SET name = '9999_future'")
+    sql(
+        postgres,
+        name,
+        "UPDATE schema_migrations SET name = '9999_future' WHERE name = '0001_initial'",
+    )
     assert "does not know: 9999_future" in db.run("migrate", expect=1).stderr
 
 

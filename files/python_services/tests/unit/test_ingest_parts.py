@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from prime_spark.streaming.batch import Batch
 from prime_spark.streaming.consumer import Partition
 from prime_spark.timeseries.connection import is_data_error
 from prime_spark.timeseries.migrate import Migration, MigrationError, _pending, packaged_migrations
+from prime_spark.timeseries.rows import Rows
 from prime_spark.timeseries.writer import Written
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -36,6 +38,12 @@ def record(number: int) -> Record:
     return Record(number, encode(Telemetry(time=NOW, device_id="h", metrics={"n": float(number)})))
 
 
+def value_of(rows: Rows) -> float:
+    """The value in the one row of a sample without metadata: what comes before the final NULL."""
+    value: float = struct.unpack("!d", rows.data[-12:-4])[0]
+    return value
+
+
 @dataclass
 class PickyWriter:
     """Refuses transactions that contain a bad number, as PostgreSQL refuses bad rows."""
@@ -45,11 +53,11 @@ class PickyWriter:
     calls: int = 0
     transient: set[int] = field(default_factory=set)
 
-    async def write(self, events: Sequence[Event]) -> Written:
+    async def write(self, events: Sequence[Rows]) -> Written:
         self.calls += 1
         if self.calls in self.transient:
             raise asyncpg.CannotConnectNowError("starting up")
-        numbers = [int(event.metrics["n"]) for event in events if isinstance(event, Telemetry)]
+        numbers = [int(value_of(rows)) for rows in events]
         if self.bad & set(numbers):
             raise asyncpg.CheckViolationError("bad row")
         self.stored += numbers

@@ -6,11 +6,12 @@ import psutil
 import pytest
 
 from prime_spark.events import decode, encode
+from prime_spark.telemetry.clock import Clock
 from prime_spark.telemetry.collector import Collector, cpu_temperature, seconds_to_next_tick
 
 
 def test_sample_of_this_host() -> None:
-    sample = Collector("host-1", "/").sample()
+    sample = Collector("host-1", "/", Clock()).sample()
     assert sample is not None
     assert {"cpu_percent", "memory_percent", "disk_percent", "load_avg"} <= set(sample.metrics)
     for name in ("cpu_percent", "memory_percent", "disk_percent"):
@@ -19,7 +20,7 @@ def test_sample_of_this_host() -> None:
 
 
 def test_failing_probe_costs_its_own_metric(monkeypatch: pytest.MonkeyPatch) -> None:
-    collector = Collector("host-1", "/does/not/exist")
+    collector = Collector("host-1", "/does/not/exist", Clock())
     sample = collector.sample()
     assert sample is not None
     assert "disk_percent" not in sample.metrics

@@ -1,1 +1,1 @@
-"""The Spark agent: so far its health and metrics."""
+"""The Spark agent: executes voice and language tasks that the dispatcher hands it."""

@@ -1,37 +1,119 @@
-"""prime-spark-api: the fleet's HTTP API. So far it answers /health and /metrics only."""
+"""prime-spark-api: the fleet's HTTP API."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Sequence
 
-from prime_spark.config import service_main
-from prime_spark.runtime.asgi import WebConfig, create_app, serve
+from prometheus_client import REGISTRY
+
+from prime_spark.agents.coordinator import AgentCoordinator
+from prime_spark.api.app import create_app
+from prime_spark.api.artifacts import Artifacts
+from prime_spark.api.auth.lockout import Lockout
+from prime_spark.api.auth.passwords import Passwords
+from prime_spark.api.auth.service import Auth
+from prime_spark.api.auth.sessions import Sessions
+from prime_spark.api.auth.tokens import AccessTokens
+from prime_spark.api.auth.users import Users
+from prime_spark.api.rates import Rates
+from prime_spark.api.services import Services
+from prime_spark.api.settings import ApiConfig
+from prime_spark.api.subsystems import Watch
+from prime_spark.config import ConfigError, fail, read_credential, service_main
+from prime_spark.llm.router import LLMRouter
+from prime_spark.memory.memory import Memory
+from prime_spark.runtime.asgi import serve
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.logs import configure_logging
-from prime_spark.runtime.service import Service, run_service
+from prime_spark.runtime.redis_client import redis_client
+from prime_spark.runtime.service import Service, close_within, run_service
+from prime_spark.streaming.publisher import EventPublisher
+from prime_spark.vpn import VPNManager
+
+_CLOSE_SECONDS = 3.0
 
 
-def run(config: WebConfig) -> int:
+def run(config: ApiConfig) -> int:
     """Run the service; return the exit status."""
     configure_logging("api", config.log_level)
-    app = create_app("Prime Spark API", Health("api"))
+    try:  # the credentials' contents too, before anything is started
+        users, tokens = users_of(config), tokens_of(config)
+    except ConfigError as error:
+        fail(str(error))
+    return run_service(lambda service: _serve(config, users, tokens, service))
 
-    async def main_task(service: Service) -> None:
+
+async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service: Service) -> None:
+    redis = redis_client(config.redis)
+    publisher = EventPublisher(config.kafka, "prime-spark-api", config.publisher, REGISTRY)
+    memory = Memory.from_config(config.memory)
+    coordinator = AgentCoordinator(redis, config.coordinator)
+    llm = LLMRouter(config.llm, redis=redis, record=publisher.stream_llm_inference)
+    health = Health("api")
+    watch = Watch(
+        health=health,
+        publisher=publisher,
+        memory=memory,
+        coordinator=coordinator,
+        llm=llm,
+        vpn=VPNManager(config.vpn_status),
+    )
+    sessions = Sessions(
+        redis,
+        idle_seconds=config.auth.refresh_idle_seconds,
+        max_seconds=config.auth.refresh_max_seconds,
+        access_seconds=config.auth.access_seconds,
+    )
+    auth = Auth(
+        users,
+        Passwords(users, config.auth.hash_calls, config.auth.hash_wait_seconds),
+        tokens,
+        sessions,
+        Lockout(redis, config.lockout),
+    )
+    services = Services(
+        health=health,
+        auth=auth,
+        rates=Rates(config.limits),
+        memory=memory,
+        coordinator=coordinator,
+        llm=llm,
+        artifacts=Artifacts(config.artifacts),
+        watch=watch,
+    )
+    app = create_app(services, config.limits, REGISTRY, publisher.stream_api_event)
+    await publisher.start()
+    background = [
+        asyncio.create_task(auth.watch(service, config.auth.revocations_seconds), name="sessions"),
+        asyncio.create_task(watch.run(service), name="watch"),
+    ]
+    try:
         await serve(app, config.http, service)
+    finally:
+        for task in background:
+            task.cancel()
+        await publisher.stop()
+        for closing in (llm.close(), memory.close(), redis.aclose()):
+            await close_within(_CLOSE_SECONDS, closing)
 
-    return run_service(main_task)
+
+def users_of(config: ApiConfig) -> Users:
+    """Read the users' credential; raises ConfigError."""
+    return Users(read_credential(config.auth.users.credential))
+
+
+def tokens_of(config: ApiConfig) -> AccessTokens:
+    """Read the signing keys; raises ConfigError."""
+    auth = config.auth
+    keys = [read_credential(key.credential) for key in auth.signing_keys]
+    return AccessTokens(keys, auth.issuer, auth.audience, auth.access_seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point."""
-    return service_main(
-        "prime-spark-api",
-        "The fleet's HTTP API: so far its health and metrics.",
-        WebConfig,
-        run,
-        argv,
-    )
+    return service_main("prime-spark-api", "The fleet's HTTP API.", ApiConfig, run, argv)
 
 
 if __name__ == "__main__":

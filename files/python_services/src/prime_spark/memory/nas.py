@@ -44,6 +44,10 @@ class NASNotFoundError(NASError, KeyError):
         return Exception.__str__(self)
 
 
+class NASTooLargeError(NASError):
+    """The object is larger than the caller takes."""
+
+
 class NASStorage:
     """Stores objects under `root`, a directory of the mounted share that holds the sentinel."""
 
@@ -75,16 +79,17 @@ class NASStorage:
                 raise
             (root / other).unlink(missing_ok=True)  # the key held the other kind before
 
-    def retrieve(self, key: str) -> object:
+    def retrieve(self, key: str, *, max_bytes: int | None = None) -> object:
         """Return the object stored under `key`: bytes, or what its JSON says.
 
-        Raises NASNotFoundError when there is none; else as `store`.
+        Raises NASNotFoundError when there is none, NASTooLargeError when it has more than
+        `max_bytes`; else as `store`.
         """
         name = _checked(key)
         with self._share() as root:
             for candidate in (name, name + _JSON_SUFFIX):
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                    data = (root / candidate).read_bytes()
+                    data = _read(root / candidate, key, max_bytes)
                     return data if candidate == name else _decode(key, data)
         raise NASNotFoundError(f"no object {key!r} on the NAS")
 
@@ -104,6 +109,11 @@ class NASStorage:
         """Return the keys that start with `prefix`, sorted."""
         with self._share() as root:
             return sorted(key for key in _walk(root) if key.startswith(prefix))
+
+    def check(self) -> None:
+        """Raise NASUnavailableError unless the share is mounted."""
+        with self._share():
+            pass
 
     @contextlib.contextmanager
     def _share(self) -> Iterator[Path]:
@@ -179,6 +189,14 @@ def _replace(target: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _read(path: Path, key: str, max_bytes: int | None) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(-1 if max_bytes is None else max_bytes + 1)
+    if max_bytes is not None and len(data) > max_bytes:
+        raise NASTooLargeError(f"object {key!r} on the NAS has more than {max_bytes} bytes")
+    return data
 
 
 def _decode(key: str, data: bytes) -> object:

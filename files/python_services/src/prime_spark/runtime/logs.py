@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from datetime import UTC, datetime
+from typing import Any
 
+import msgspec
 import structlog
 
-# Chatty about every reconnection; what matters of it is in our own log lines and metrics.
-_NOISY = ("aiokafka", "kafka", "uvicorn.access", "asyncio")
+# Chatty about every connection or request; what matters is in our own log lines and metrics.
+_NOISY = ("aiokafka", "kafka", "uvicorn.access", "asyncio", "httpx", "httpcore")
 
 
 def configure_logging(service: str, level: str = "info") -> None:
-    """Send structlog's and the standard library's records to stdout as JSON."""
+    """Send structlog's and the standard library's records to stdout as JSON.
+
+    Our own lines take the short way: `logging` would cost several times as much for each, and
+    the API writes one for whatever an auditor wants to know.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
+        structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, structlog.processors.JSONRenderer(serializer=_json)],
         wrapper_class=structlog.make_filtering_bound_logger(_number(level)),
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)
@@ -31,7 +39,7 @@ def configure_logging(service: str, level: str = "info") -> None:
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(default=repr),
+                structlog.processors.JSONRenderer(serializer=_text),
             ],
         )
     )
@@ -41,6 +49,30 @@ def configure_logging(service: str, level: str = "info") -> None:
     for name in _NOISY:
         logging.getLogger(name).setLevel(max(logging.WARNING, _number(level)))
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def write_line(event: str, about: dict[str, Any]) -> None:
+    """Write a line at level info, as structlog would, for what comes with every request.
+
+    It passes no processors: what they look for is not in it, and they take most of the time.
+    """
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    context = structlog.contextvars.get_contextvars()
+    line = {**about, "event": event, **context, "level": "info", "timestamp": now}
+    sys.stdout.buffer.write(_json(line) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _json(line: dict[str, Any], **_: object) -> bytes:
+    """Return a line as JSON; what JSON cannot express is shown as Python would."""
+    try:
+        return msgspec.json.encode(line, enc_hook=repr)
+    except (TypeError, ValueError, msgspec.MsgspecError):  # half a surrogate pair, say
+        return json.dumps(line, default=repr).encode()
+
+
+def _text(line: dict[str, Any], **_: object) -> str:
+    return _json(line).decode()
 
 
 def _number(level: str) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
 from aiokafka import ConsumerRecord
 from aiokafka.errors import MessageSizeTooLargeError
 
-from prime_spark.streaming.producer import Header, Producer
+from prime_spark.streaming.producer import KAFKA_ERRORS, Header, Producer
 
 _log = structlog.get_logger(__name__)
 
@@ -35,7 +37,7 @@ class DeadLetter:
 
 
 class DeadLetterQueue:
-    """Writes dead letters, each acknowledged before the next.
+    """Writes dead letters and waits until Kafka has them.
 
     At least once: after a crash a letter may be there twice, with equal topic, partition and
     offset headers.
@@ -44,6 +46,18 @@ class DeadLetterQueue:
     def __init__(self, producer: Producer, topic: str) -> None:
         self._producer = producer
         self._topic = topic
+
+    async def put_all(self, letters: Sequence[DeadLetter]) -> list[BaseException | None]:
+        """Store `letters`; return for each None, or why it is not known to be stored."""
+        try:
+            await self._producer.connect()  # once, not in each of them
+        except KAFKA_ERRORS as error:
+            return [error] * len(letters)
+        outcomes = await asyncio.gather(*map(self.put, letters), return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None and not isinstance(outcome, KAFKA_ERRORS):
+                raise outcome
+        return outcomes
 
     async def put(self, letter: DeadLetter) -> None:
         """Store `letter`; raises one of KAFKA_ERRORS when it is not known to be stored."""

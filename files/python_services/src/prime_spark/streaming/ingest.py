@@ -2,7 +2,8 @@
 
 A batch is read, stored in one transaction, its refused messages are put into the dead-letter
 topic, and only then are its offsets committed. Whatever fails in between is repeated; the primary
-keys of the tables make the repetition harmless.
+keys of the tables make the repetition harmless. The database works on one batch while this
+process reads and decodes the next.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import asyncpg
 import structlog
+from aiokafka import ConsumerRecord
 from prometheus_client import REGISTRY
 
 from prime_spark.config import service_main
@@ -22,6 +26,7 @@ from prime_spark.runtime.health import Health
 from prime_spark.runtime.http import StatusServer
 from prime_spark.runtime.logs import configure_logging
 from prime_spark.runtime.service import Service, StoppedError, run_service
+from prime_spark.streaming import dead_letter_cli
 from prime_spark.streaming.batch import Batch
 from prime_spark.streaming.clients import describe
 from prime_spark.streaming.consumer import Consumer, Partition
@@ -37,6 +42,14 @@ _log = structlog.get_logger(__name__)
 _PROBE_SECONDS = 5.0
 # aiokafka reconnects by itself; when it has not managed for so long, start over with a new one.
 _GIVE_UP_PROBES = 5
+_BEAT_SECONDS = 1.0
+# How often a batch that is read looks whether the one before it is stored.
+_SLICE_SECONDS = 0.05
+# Fewer records at once are a trickle: wait for more, up to so long.
+_TRICKLE_RECORDS = 100
+_TRICKLE_SECONDS = 0.02
+_BURIED_AT_ONCE = 200
+_COMMIT_AGAIN_SECONDS = 1.0
 _MAX_DEAD_LETTER_BYTES = 8 * 1024 * 1024
 
 
@@ -70,6 +83,7 @@ class Ingest:
         self._metrics = IngestMetrics(REGISTRY)
         self._backoff = Backoff(first=0.2, limit=10.0)
         self._uncommitted: dict[Partition, int] = {}
+        self._commit_again = float("-inf")
         self._failed_probes = 0
         self._database_seen = float("-inf")
 
@@ -106,39 +120,75 @@ class Ingest:
             await self._writer.discard()
 
     async def _consume(self, service: Service) -> None:
-        """Read, store, commit, until told to stop; raises one of KAFKA_ERRORS."""
-        batch_config = self._config.batch
-        while not service.stop.is_set():
-            service.beat("consume")
-            if self._failed_probes >= _GIVE_UP_PROBES:
-                raise TimeoutError("the broker does not answer")
-            await self._check_database()
-            records = await self._consumer.poll(
-                batch_config.max_wait_ms / 1000, batch_config.max_records
-            )
-            if records:
-                started = time.monotonic()
-                for record in records:
-                    self._metrics.messages.labels(record.topic).inc()
-                batch = Batch()
-                batch.add(records, self._event_types)
-                if not await self._finish(batch, service):
-                    return
-                self._uncommitted |= batch.offsets
-                await self._commit()
-                self._metrics.batch_seconds.observe(time.monotonic() - started)
-            elif self._uncommitted:
-                await self._commit()
+        """Read, store, commit, until told to stop; raises one of KAFKA_ERRORS.
 
-    async def _finish(self, batch: Batch, service: Service) -> bool:
-        """Store all of `batch`, however long it takes; return False when told to stop first.
-
-        While a server is away the partitions are paused and the batch is held.
+        While one batch is being stored the next is read and decoded, no more than that.
         """
+        limits = self._config.batch
+        ahead = Batch()
+        storing: _Storing | None = None
+        try:
+            while not service.stop.is_set():
+                service.beat("consume")
+                if self._failed_probes >= _GIVE_UP_PROBES:
+                    raise TimeoutError("the broker does not answer")
+                if storing is not None and storing.task.done():
+                    done, storing = storing, None
+                    if not await self._settle(done, ahead, service):
+                        return
+                # The next batch first: the database has work while Kafka takes the offsets.
+                full = ahead.records >= limits.max_records or ahead.bytes >= limits.max_bytes
+                age = time.monotonic() - ahead.since if ahead.records else 0.0
+                if storing is None and (full or age >= limits.max_wait_ms / 1000):
+                    storing, ahead = _Storing(ahead, self._attempt(ahead)), Batch()
+                if self._uncommitted and time.monotonic() >= self._commit_again:
+                    await self._commit()
+                elif full and storing is not None and ahead.records:
+                    await asyncio.wait({storing.task}, timeout=_BEAT_SECONDS)
+                else:
+                    if storing is None and not ahead.records:
+                        await self._check_database()
+                    wait = limits.max_wait_ms / 1000 - age
+                    await self._read(ahead, min(wait, _SLICE_SECONDS) if storing else wait)
+            await self._drain(storing, ahead, service)
+            storing = None
+        finally:
+            if storing is not None:
+                storing.task.cancel()
+                await asyncio.wait({storing.task})
+                await self._writer.discard()
+
+    async def _read(self, batch: Batch, seconds: float) -> None:
+        """Add what comes within `seconds` to `batch`, returning as soon as there is something."""
+        started = time.monotonic()
+        room = self._config.batch.max_records - batch.records
+        records = await self._consumer.poll(max(seconds, 0.0), room)
+        self._add(batch, records)
+        if 0 < len(records) < _TRICKLE_RECORDS:  # gather, rather than ask for every single one
+            rest = seconds - (time.monotonic() - started)
+            await asyncio.sleep(max(0.0, min(rest, _TRICKLE_SECONDS)))
+
+    def _add(self, batch: Batch, records: Sequence[ConsumerRecord]) -> None:
+        """Decode `records` into `batch` and count them."""
+        for topic, number in Counter(record.topic for record in records).items():
+            self._metrics.messages.labels(topic).inc(number)
+        batch.add(records, self._event_types)
+
+    async def _attempt(self, batch: Batch) -> None:
+        """Try once to store all of `batch`."""
+        await self._store(batch)
+        await self._bury(batch)
+
+    async def _settle(self, storing: _Storing, ahead: Batch, service: Service) -> bool:
+        """See how storing went, and store the batch however long it takes.
+
+        Returns False when told to stop before it was stored. While a server is away the
+        partitions are paused and the batch is held; `ahead` takes what a rebalance brings.
+        """
+        batch, task = storing.batch, storing.task
         while True:
             try:
-                await self._store(batch)
-                await self._bury(batch)
+                await task
             except DATABASE_ERRORS as error:
                 await self._database_failed(error)
             except _DeadLetterError as error:
@@ -146,15 +196,22 @@ class Ingest:
             else:
                 self._backoff.reset()
                 self._consumer.resume()
+                self._uncommitted |= batch.offsets
+                self._metrics.batch_seconds.observe(time.monotonic() - storing.since)
                 return True
             if service.stop.is_set():
                 return False  # not committed: it is read again after the start
             service.beat("consume")
-            pause = self._backoff.next()
-            extra = await self._consumer.hold(pause)
-            for record in extra:
-                self._metrics.messages.labels(record.topic).inc()
-            batch.add(extra, self._event_types)
+            self._add(ahead, await self._consumer.hold(self._backoff.next()))
+            task = asyncio.ensure_future(self._attempt(batch))
+
+    async def _drain(self, storing: _Storing | None, ahead: Batch, service: Service) -> None:
+        """Told to stop: store and commit what has been read, unless a server is away."""
+        stored = storing is None or await self._settle(storing, ahead, service)
+        if stored and ahead.records:
+            await self._settle(_Storing(ahead, self._attempt(ahead)), Batch(), service)
+        if self._uncommitted:
+            await self._commit()
 
     async def _store(self, batch: Batch) -> None:
         while batch.parts:
@@ -164,13 +221,15 @@ class Ingest:
 
     async def _bury(self, batch: Batch) -> None:
         while batch.dead:
-            letter = batch.dead[0]
-            try:
-                await self._dead_letters.put(letter)
-            except KAFKA_ERRORS as error:
-                raise _DeadLetterError(describe(error)) from error
-            batch.dead.popleft()
-            self._metrics.dead_letters.labels(letter.record.topic).inc()
+            letters = [batch.dead.popleft() for _ in range(min(len(batch.dead), _BURIED_AT_ONCE))]
+            failures = await self._dead_letters.put_all(letters)
+            for letter, error in zip(letters, failures, strict=True):
+                if error is None:
+                    self._metrics.dead_letters.labels(letter.record.topic).inc()
+            again = [letter for letter, error in zip(letters, failures, strict=True) if error]
+            batch.dead.extendleft(reversed(again))
+            if again:
+                raise _DeadLetterError(describe(next(filter(None, failures))))
             self._health.set("dead_letters", True)
 
     async def _commit(self) -> None:
@@ -179,6 +238,7 @@ class Ingest:
             self._uncommitted.clear()
             self._metrics.last_commit.set_to_current_time()
         else:
+            self._commit_again = time.monotonic() + _COMMIT_AGAIN_SECONDS
             self._metrics.retries.labels("commit").inc()
 
     # -- health -------------------------------------------------------------------------------
@@ -239,6 +299,15 @@ class Ingest:
             _log.warning("dead-letter topic refuses, holding", error=str(error))
 
 
+class _Storing:
+    """A batch and the task that stores it."""
+
+    def __init__(self, batch: Batch, attempt: Coroutine[Any, Any, None]) -> None:
+        self.batch = batch
+        self.task = asyncio.ensure_future(attempt)
+        self.since = time.monotonic()
+
+
 class _DeadLetterError(Exception):
     """A dead letter is not known to be stored."""
 
@@ -251,9 +320,13 @@ def run(config: IngestConfig) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "dlq":
+        return dead_letter_cli.main(argv[1:])
     return service_main(
         "prime-spark-ingest",
-        "Store the events of Kafka in TimescaleDB, each exactly once.",
+        "Store the events of Kafka in TimescaleDB, each exactly once. "
+        "`prime-spark-ingest dlq --help` is about the messages that could not be stored.",
         IngestConfig,
         run,
         argv,

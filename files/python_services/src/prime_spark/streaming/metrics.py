@@ -36,7 +36,7 @@ class IngestMetrics:
         )
         self.batch_seconds = Histogram(
             f"{prefix}_batch_seconds",
-            "From a batch read to its offsets committed",
+            "From the start of a batch's transaction to the rows stored, retries included",
             registry=registry,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600),
         )

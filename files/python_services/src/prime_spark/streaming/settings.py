@@ -35,9 +35,13 @@ class TopicsConfig(Config, frozen=True):
 
 
 class BatchConfig(Config, frozen=True):
-    """How much to store in one transaction, and how long to wait for it to come in."""
+    """How much to store in one transaction, and how long to wait for it to come in.
+
+    `max_bytes` are those of the messages; what one fetch brings is never split.
+    """
 
     max_records: Annotated[int, msgspec.Meta(ge=1, le=50_000)] = 2000
+    max_bytes: Annotated[int, msgspec.Meta(ge=64 * 1024, le=256 * 1024 * 1024)] = 8 * 1024 * 1024
     max_wait_ms: Annotated[int, msgspec.Meta(ge=10, le=5_000)] = 500
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import psutil
 import structlog
 
 from prime_spark.events import Telemetry
+from prime_spark.telemetry.clock import Clock
 
 _log = structlog.get_logger(__name__)
 
@@ -25,8 +25,9 @@ class Collector:
     Celsius, absent where the host has no sensor), load_avg (over one minute).
     """
 
-    def __init__(self, device_id: str, disk_path: str) -> None:
+    def __init__(self, device_id: str, disk_path: str, clock: Clock) -> None:
         self._device_id = device_id
+        self._clock = clock
         self._probes: dict[str, Callable[[], float | None]] = {
             # Never blocks: it compares with the previous call.
             "cpu_percent": lambda: psutil.cpu_percent(interval=None),
@@ -40,7 +41,7 @@ class Collector:
 
     def sample(self) -> Telemetry | None:
         """Return a sample taken now, or None when no probe gave a value."""
-        moment = datetime.now(UTC)
+        moment = self._clock.now()
         metrics: dict[str, float] = {}
         for name, probe in self._probes.items():
             value = self._read(name, probe)

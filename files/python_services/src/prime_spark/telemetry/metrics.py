@@ -19,6 +19,9 @@ class TelemetryMetrics:
         self.send_failures = Counter(
             f"{prefix}_send_failures", "Failed attempts to reach Kafka", registry=registry
         )
+        self.clock_steps = Counter(
+            f"{prefix}_clock_steps", "Times the clock was found set", registry=registry
+        )
         self.redis_failures = Counter(
             f"{prefix}_redis_failures", "Failed updates of the hash in Redis", registry=registry
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from prime_spark.config import fail, service_main
 from prime_spark.events import Telemetry, encode
@@ -20,6 +19,7 @@ from prime_spark.runtime.service import Service, run_service, within
 from prime_spark.streaming.clients import describe
 from prime_spark.streaming.producer import Producer
 from prime_spark.telemetry.buffer import BufferBusyError, DiskBuffer
+from prime_spark.telemetry.clock import Clock
 from prime_spark.telemetry.collector import Collector, seconds_to_next_tick
 from prime_spark.telemetry.metrics import TelemetryMetrics
 from prime_spark.telemetry.sender import MAX_BATCH_BYTES, Sender
@@ -34,15 +34,23 @@ _PROBE_SECONDS = 10.0
 class TelemetryService:
     """The collector's tasks: sampling, shipping, the Redis hash, flushing the buffer."""
 
-    def __init__(self, config: TelemetryConfig, buffer: DiskBuffer) -> None:
+    def __init__(
+        self,
+        config: TelemetryConfig,
+        buffer: DiskBuffer,
+        clock: Clock | None = None,
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
+        self._clock = clock or Clock()
+        self._registry = registry
         self._config = config
         self._buffer = buffer
         self._health = Health("telemetry")
         self._health.expect("sampling", essential=True, detail="no sample yet")
         self._health.expect("buffer", essential=True)
         self._health.expect("kafka", essential=False)
-        self._metrics = TelemetryMetrics(REGISTRY, buffer)
-        self._collector = Collector(config.device_id, config.disk_path)
+        self._metrics = TelemetryMetrics(registry, buffer)
+        self._collector = Collector(config.device_id, config.disk_path, self._clock)
         self._sender = Sender(
             buffer=buffer,
             producer=Producer(
@@ -67,7 +75,7 @@ class TelemetryService:
     async def run(self, service: Service) -> None:
         """Run until told to stop; what could not be shipped stays in the buffer."""
         sampled_out = asyncio.Event()
-        server = StatusServer(self._health, REGISTRY)
+        server = StatusServer(self._health, self._registry)
         http = self._config.http
         async with server.listening(http.host, http.port), asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sample(service, sampled_out))
@@ -82,15 +90,15 @@ class TelemetryService:
         interval = self._config.interval_seconds
         try:
             while not await self._wait_for_tick(service, interval):
+                self._check_clock()
                 await self._take_sample()
         finally:
             sampled_out.set()
 
     async def _wait_for_tick(self, service: Service, interval: float) -> bool:
         """Sleep to the next tick in short steps; return True when the service is stopping."""
-        remaining = seconds_to_next_tick(time.time(), interval)
-        due = time.monotonic() + remaining
-        while (remaining := due - time.monotonic()) > 0:
+        due = self._clock.monotonic() + seconds_to_next_tick(self._clock.wall(), interval)
+        while (remaining := due - self._clock.monotonic()) > 0:
             service.beat("sampling")
             if await service.pause(min(remaining, 30.0)):
                 return True
@@ -121,6 +129,12 @@ class TelemetryService:
         self._sender.wake()
         if self._snapshot is not None:
             self._snapshot.offer(sample)
+
+    def _check_clock(self) -> None:
+        """Say so when the clock was set: times of samples before and after do not compare."""
+        if step := self._clock.step():
+            self._metrics.clock_steps.inc()
+            _log.warning("the clock was set", seconds=round(step, 3))
 
     def _check_buffer(self) -> None:
         stats = self._buffer.stats()

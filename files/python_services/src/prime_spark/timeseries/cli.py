@@ -1,4 +1,4 @@
-"""prime-spark-db: applies the schema migrations of this release."""
+"""prime-spark-db: migrates the schema, keeps the time series in bounds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -27,6 +29,12 @@ from prime_spark.timeseries.connection import (
     connect,
     describe_database_error,
 )
+from prime_spark.timeseries.maintain import (
+    Maintenance,
+    MaintenanceConfig,
+    maintain,
+    textfile,
+)
 from prime_spark.timeseries.migrate import (
     MigrationError,
     Result,
@@ -41,11 +49,14 @@ class DbConfig(Config, frozen=True):
 
     database: DatabaseConfig
     wait_seconds: PositiveSeconds = 30.0
+    maintenance: MaintenanceConfig = MaintenanceConfig()
 
 
-async def _run(config: DbConfig, command: str, *, check: bool) -> Result:
+async def _run(config: DbConfig, command: str, *, check: bool) -> Result | Maintenance:
     connection = await _connect_patiently(config)
     try:
+        if command == "maintain":
+            return await maintain(connection, config.maintenance)
         migrations = packaged_migrations()
         if command == "status":
             return await status(connection, migrations)
@@ -92,13 +103,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser(
         "prime-spark-db",
         "Apply the schema migrations of this release (migrate), say which are applied (status); "
+        "roll up what was stored since and drop what is old (maintain); "
         'try the passwords on standard input, {"user": ["password"]} (login).',
     )
     parser.add_argument(
-        "command", choices=["migrate", "status", "login"], nargs="?", default="status"
+        "command", choices=["migrate", "status", "maintain", "login"], nargs="?", default="status"
     )
     parser.add_argument(
         "--check", action="store_true", help="say what `migrate` would do, change nothing"
+    )
+    parser.add_argument(
+        "--metrics", type=Path, help="file for `maintain` to leave its figures in (Prometheus text)"
     )
     arguments = parser.parse_args(argv)
     config = config_from_arguments(arguments, DbConfig)
@@ -114,6 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{config.database.host}:{config.database.port}"
         sys.stderr.write(f"error: database {place}: {describe_database_error(error)}\n")
         return 1
+    if isinstance(result, Maintenance) and arguments.metrics and not result.busy:
+        partial = arguments.metrics.with_suffix(".partial")
+        partial.write_text(textfile(result, datetime.now(UTC)), encoding="utf-8")
+        partial.replace(arguments.metrics)
     return answer(result)
 
 

@@ -11,10 +11,14 @@ from typing import Any
 _LOCK_KEY = 0x5052494D45  # "PRIME"
 
 # What a service's role may do, granted again at every run: roles may be created later.
-TABLES = ("device_metrics", "ai_inference_results", "api_events")
-GRANTS: dict[str, tuple[str, ...]] = {
-    "prime_spark_ingest": ("SELECT", "INSERT"),
-    "prime_spark_reader": ("SELECT",),
+_EVENT_TABLES = ("device_metrics", "ai_inference_results", "api_events")
+_READABLE = (*_EVENT_TABLES, "device_metrics_5m", "device_metrics_1h")
+GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "prime_spark_api": {"memory": ("SELECT", "INSERT", "UPDATE", "DELETE")},
+    "prime_spark_ingest": dict.fromkeys(_EVENT_TABLES, ("SELECT", "INSERT")),
+    "prime_spark_pipeline": {"device_metrics": ("SELECT", "INSERT")},
+    # Not the memory: its values are their users' own.
+    "prime_spark_reader": dict.fromkeys(_READABLE, ("SELECT",)),
 }
 # Ingest stages its batches in temporary tables.
 _TEMPORARY_FOR = ("prime_spark_ingest",)
@@ -138,10 +142,10 @@ async def _apply(connection: Any, migration: Migration) -> None:
 async def _grant(connection: Any, *, check: bool) -> list[str]:
     """Grant what roles that exist lack; return one sentence per grant."""
     done: list[str] = []
-    for role, privileges in GRANTS.items():
+    for role, tables in GRANTS.items():
         if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
             continue
-        for table in TABLES:
+        for table, privileges in tables.items():
             for privilege in privileges:
                 if await connection.fetchval(
                     "SELECT COALESCE(has_table_privilege($1, to_regclass($2), $3), false)",

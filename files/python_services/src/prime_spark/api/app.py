@@ -1,0 +1,102 @@
+"""The application: routes, errors, documentation, and the gate around it all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CollectorRegistry
+
+from prime_spark import __version__
+from prime_spark.api import docs, errors
+from prime_spark.api.access import SCHEME
+from prime_spark.api.gate import Gate
+from prime_spark.api.routers import auth, health, llm, memory, tasks
+from prime_spark.api.services import Services
+from prime_spark.api.settings import LimitsConfig
+from prime_spark.events import ApiEvent
+from prime_spark.runtime.asgi import HttpMetrics
+
+_DESCRIPTION = """The HTTP API of the Prime Spark fleet.
+
+Log in with `/api/auth/login` and send the access token as `Authorization: Bearer …`. A *viewer*
+may read, an *operator* may also generate, keep and delete values and hand in tasks, an *admin* also
+sees everybody's tasks. Every error is a `Problem`; `X-Request-ID` names a request in the log and in
+the table of events.
+"""
+_TAGS = [
+    {"name": "auth", "description": "Logging in and out"},
+    {"name": "health", "description": "How the API and what it depends on are doing"},
+    {"name": "llm", "description": "Language models on the edge and in the cloud"},
+    {"name": "memory", "description": "Values by key: Redis, NAS, PostgreSQL"},
+    {"name": "tasks", "description": "Work for the agents"},
+]
+
+
+def create_app(
+    services: Services,
+    limits: LimitsConfig,
+    registry: CollectorRegistry,
+    record: Callable[[ApiEvent], object],
+) -> Gate:
+    """Return the application; `record` is given an event for each request."""
+    app = FastAPI(
+        title="Prime Spark API",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    errors.install(app)
+    # In one flat list, what is asked for most first: a router that is included as such is asked for
+    # a match several times for each request, which costs more than all the rest of the routing.
+    for router in (
+        health.router,
+        memory.router,
+        auth.router,
+        llm.router,
+        tasks.router,
+        health.metrics_router(registry),
+        docs.router,
+    ):
+        app.router.routes.extend(router.routes)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    body_bytes_of = {
+        "/api/llm/generate": limits.generate_body_bytes,
+        "/api/memory/set": limits.memory_body_bytes,
+    }
+    return Gate(
+        app,
+        services,
+        HttpMetrics(registry),
+        record,
+        body_bytes=limits.body_bytes,
+        body_bytes_of=body_bytes_of,
+    )
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=_DESCRIPTION,
+            routes=app.routes,
+            tags=_TAGS,
+        )
+        schema.setdefault("components", {})["securitySchemes"] = {
+            SCHEME: {
+                "type": "http",
+                "scheme": "bearer",
+                "bearerFormat": "JWT",
+                "description": "The `access_token` of `/api/auth/login`",
+            }
+        }
+        schema["components"]["schemas"] |= tasks.payload_schemas()
+        # FastAPI's own models of a 422; ours has taken their place on every route.
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"].get("schemas", {}).pop(name, None)
+        app.openapi_schema = schema
+    return app.openapi_schema

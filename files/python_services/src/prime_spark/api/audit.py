@@ -1,0 +1,22 @@
+"""What an auditor wants to know: who logged in, who was refused, who changed what.
+
+Each record is a line in the journal (`audit` is its action), and the action stands in the metadata
+of the request's event, so that it can be asked for in the database too.
+"""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from prime_spark.api.exchange import exchange_of
+from prime_spark.runtime.logs import write_line
+
+
+def audit(request: Request, action: str, *, user: str | None = None, **about: object) -> None:
+    """Record `action` (such as `login_failed`). Never give it a secret, or a name as typed."""
+    exchange = exchange_of(request)
+    exchange.audit = action
+    if user is not None:
+        exchange.user = user
+    line = {"audit": action, "user": exchange.user, "client": exchange.client, **about}
+    write_line("audit", {**line, "request_id": exchange.id})

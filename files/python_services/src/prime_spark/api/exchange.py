@@ -1,0 +1,29 @@
+"""What is known about a request while it is answered."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from starlette.requests import HTTPConnection
+
+SCOPE_KEY = "prime_spark"
+
+
+class Exchange:
+    """One request on its way. `id` is also the id of its event.
+
+    `user` is set once it is known who asks; `audit` by what is worth an auditor's attention.
+    """
+
+    __slots__ = ("audit", "client", "id", "user")
+
+    def __init__(self, identifier: str, client: str) -> None:
+        self.id = identifier
+        self.client = client
+        self.user: str | None = None
+        self.audit: str | None = None
+
+
+def exchange_of(request: HTTPConnection) -> Exchange:
+    """Return what is known about `request`."""
+    return cast("Exchange", cast("dict[str, Any]", request.scope)[SCOPE_KEY])

@@ -1,0 +1,85 @@
+"""How the API and everything it depends on are doing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import Field
+
+from prime_spark import __version__
+from prime_spark.api.access import SECURED, may_read
+from prime_spark.api.errors import GUARDED, problems
+from prime_spark.api.schema import Output
+from prime_spark.api.services import services_of
+from prime_spark.api.subsystems import Subsystems
+
+router = APIRouter(tags=["health"])
+
+
+class Component(Output):
+    """One thing the service depends on."""
+
+    ok: bool
+    detail: str
+    essential: bool
+    seconds: float = Field(description="For how long it has been so")
+
+
+class HealthReport(Output):
+    """The service's own state: degraded while something it depends on is not well."""
+
+    service: str = Field(examples=["api"])
+    version: str = Field(examples=[__version__])
+    status: Literal["ok", "degraded", "failing"] = Field(examples=["ok"])
+    uptime_seconds: float = Field(examples=[3600.0])
+    components: dict[str, Component]
+
+
+class DetailedHealth(Output):
+    """The state of every subsystem."""
+
+    service: str = Field(examples=["api"])
+    version: str = Field(examples=[__version__])
+    status: Literal["ok", "degraded"] = Field(examples=["ok"])
+    subsystems: Subsystems
+
+
+@router.get("/health", summary="Is the API up", response_model=HealthReport, responses=problems())
+async def health(request: Request) -> Response:
+    """Return the service's state. Asks nobody, needs no token, is not limited."""
+    status, body = services_of(request).health.response()
+    return Response(body, status, media_type="application/json")
+
+
+@router.get(
+    "/api/health/detailed",
+    summary="How is everything",
+    dependencies=[may_read],
+    responses=problems(*GUARDED),
+    openapi_extra=SECURED,
+)
+async def detailed(request: Request) -> DetailedHealth:
+    """Ask every subsystem, at most every two seconds. Answers 200 whatever they say."""
+    subsystems = await services_of(request).watch.look()
+    states = {getattr(subsystems, name).status for name in Subsystems.model_fields}
+    return DetailedHealth(
+        service="api",
+        version=__version__,
+        status="ok" if states == {"ok"} else "degraded",
+        subsystems=subsystems,
+    )
+
+
+def metrics_router(registry: CollectorRegistry) -> APIRouter:
+    """Return /metrics, for Prometheus: not part of the documented API."""
+    metrics = APIRouter()
+
+    @metrics.get("/metrics", include_in_schema=False)
+    async def read_metrics() -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return metrics

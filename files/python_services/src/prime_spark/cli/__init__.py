@@ -1,0 +1,1 @@
+"""The command `prime-spark`: the fleet's API from a terminal."""

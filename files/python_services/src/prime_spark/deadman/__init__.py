@@ -1,0 +1,1 @@
+"""The dead-man receiver: raises its own alarm when the monitoring's heartbeat stops."""

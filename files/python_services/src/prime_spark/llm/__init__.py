@@ -1,0 +1,1 @@
+"""Large language models: one client for OpenAI-compatible servers, routing, response cache."""

@@ -1,0 +1,90 @@
+"""Answers kept in Redis, so that the same request costs a model only once."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+
+from prime_spark.llm.metrics import LLMMetrics
+from prime_spark.llm.settings import BackendConfig, CacheConfig
+from prime_spark.llm.types import Answer, GenerateRequest
+from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
+from prime_spark.runtime.service import within
+
+_log = structlog.get_logger(__name__)
+
+_PREFIX = "llm:cache:"
+_SECONDS = 1.0  # a look-up is only worth while when it is quick
+_PAUSE_SECONDS = 5.0
+_NOT_IN_KEY = {"use_cache"}
+
+
+class CachedAnswer(msgspec.Struct, frozen=True):
+    """What is kept: the answer and the backend that gave it."""
+
+    backend: str
+    answer: Answer
+
+
+class ResponseCache:
+    """Best effort: an error of Redis is counted, and Redis then left alone for a few seconds."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        config: CacheConfig,
+        backends: list[BackendConfig],
+        metrics: LLMMetrics,
+    ) -> None:
+        self._redis = redis
+        self._config = config
+        self._metrics = metrics
+        self._paused_until = float("-inf")
+        # The same request means something else to other servers or other default models.
+        self._salt = [[backend.name, backend.url, backend.model] for backend in backends]
+
+    def key(self, request: GenerateRequest) -> str:
+        """Return the key of `request`: everything that shapes the answer, hashed."""
+        fields = [
+            [name, getattr(request, name)]
+            for name in request.__struct_fields__
+            if name not in _NOT_IN_KEY
+        ]
+        return _PREFIX + hashlib.sha256(msgspec.json.encode([self._salt, fields])).hexdigest()
+
+    async def get(self, request: GenerateRequest) -> CachedAnswer | None:
+        """Return the kept answer to `request`, if there is one."""
+        data = await self._call("get", lambda: self._redis.get(self.key(request)))
+        try:
+            found = None if data is None else msgspec.json.decode(data, type=CachedAnswer)
+        except msgspec.DecodeError:
+            found = None  # of another release
+        self._metrics.cache.labels("miss" if found is None else "hit").inc()
+        return found
+
+    async def put(self, request: GenerateRequest, backend: str, answer: Answer) -> None:
+        """Keep `answer`, unless it is too large."""
+        data = msgspec.json.encode(CachedAnswer(backend, answer))
+        if len(data) > self._config.max_bytes:
+            self._metrics.cache.labels("too_large").inc()
+            return
+        seconds = self._config.ttl_seconds
+        if await self._call("set", lambda: self._redis.set(self.key(request), data, ex=seconds)):
+            self._metrics.cache.labels("stored").inc()
+
+    async def _call(self, what: str, call: Callable[[], Awaitable[Any]]) -> Any:
+        if time.monotonic() < self._paused_until:
+            return None
+        try:
+            return await within(_SECONDS, call())
+        except REDIS_ERRORS as error:
+            self._paused_until = time.monotonic() + _PAUSE_SECONDS
+            self._metrics.cache.labels("error").inc()
+            _log.warning("response cache unusable", call=what, error=describe_redis_error(error))
+            return None

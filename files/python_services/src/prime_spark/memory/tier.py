@@ -1,0 +1,118 @@
+"""What a tier is, and the guard that keeps one that is down from slowing down the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from prime_spark.memory.errors import TierUnavailableError
+
+T = TypeVar("T")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A value as the tiers keep it: JSON text, or bytes as they were given."""
+
+    data: bytes
+    json: bool
+
+
+class TierDownError(Exception):
+    """Raised by a tier that could not do what was asked; the message is one line about why.
+
+    `answers` is for a tier that is there, but refused this call: it is full, say.
+    """
+
+    def __init__(self, reason: str, *, answers: bool = False) -> None:
+        super().__init__(reason)
+        self.answers = answers
+
+
+class Tier(Protocol):
+    """A place that keeps entries by key. Every method raises TierDownError within its time."""
+
+    name: str
+    max_bytes: int
+
+    async def get(self, key: str) -> Entry | None:
+        """Return the entry, or None."""
+
+    async def set(self, key: str, entry: Entry, ttl: int | None) -> None:
+        """Keep `entry` in the place of what was there; `ttl` in seconds where the tier has one."""
+
+    async def delete(self, key: str) -> bool:
+        """Remove the entry; return whether there was one."""
+
+    async def check(self) -> None:
+        """Do nothing, but raise what the other methods would."""
+
+    async def close(self) -> None:
+        """Let go of connections."""
+
+
+class Guard:
+    """Asks a tier, and leaves it alone for a while after it did not answer.
+
+    While it rests, calls fail at once with the reason of the last one; then one call tries again
+    while the others still fail. Nobody waits for the deadline of a tier that is known to be down.
+    """
+
+    def __init__(self, number: int, tier: Tier, rest_seconds: float) -> None:
+        self.number = number
+        self.tier = tier
+        self._rest_seconds = rest_seconds
+        self._reason: str | None = None
+        self._rest_until = 0.0
+        self._since = time.time()
+
+    @property
+    def reason(self) -> str | None:
+        """Why the tier is held to be down; None while it is not."""
+        return self._reason
+
+    @property
+    def since(self) -> float:
+        """When it last went down or came back, in epoch seconds."""
+        return self._since
+
+    async def ask(self, asking: Awaitable[T]) -> T:
+        """Await a call of the tier; raises TierUnavailableError."""
+        if self._reason is not None:
+            now = time.monotonic()
+            if now < self._rest_until:
+                _close(asking)
+                raise self._unavailable(self._reason)
+            self._rest_until = now + self._rest_seconds  # this call tries, others rest on
+        try:
+            answer = await asking
+        except TierDownError as error:
+            if error.answers:
+                self._up()
+            else:
+                self._down(str(error))
+            raise self._unavailable(str(error)) from error
+        self._up()
+        return answer
+
+    def _up(self) -> None:
+        if self._reason is not None:
+            self._reason, self._since = None, time.time()
+
+    def _down(self, reason: str) -> None:
+        if self._reason is None:
+            self._since = time.time()
+        self._reason = reason
+        self._rest_until = time.monotonic() + self._rest_seconds
+
+    def _unavailable(self, reason: str) -> TierUnavailableError:
+        return TierUnavailableError(self.number, self.tier.name, reason)
+
+
+def _close(asking: Awaitable[object]) -> None:
+    """Dispose of a coroutine that is not going to run, without a warning."""
+    close = getattr(asking, "close", None)
+    if close is not None:
+        close()

@@ -1,0 +1,251 @@
+"""Requests per second and latency of the API against a baseline, with the load tool `wrk`.
+
+    python tests/services/bench_api.py [--seconds 2] [--rounds 5] [--kafka-rounds 3]
+
+Ours and the baseline (bench_baseline.py) are measured in turns, so that whatever else the machine
+does falls on both alike; a ratio is the median over the rounds. The last part compares the memory's
+p99 with Kafka up and with Kafka stopped, in turns too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import timeit
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from redis import Redis
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[3])]
+
+from api_support import Api, Servers, credentials, running_api  # noqa: E402
+from lab.servers import (  # noqa: E402
+    KafkaServer,
+    kafka_server,
+    llama_server,
+    postgres_server,
+    redis_server,
+)
+from prime_spark.api.auth.tokens import AccessTokens  # noqa: E402
+from support import eventually, free_port  # noqa: E402
+
+CONNECTIONS = (1, 16, 64)
+MEMORY_SET = {"key": "bench", "value": {"text": "x" * 100}, "ttl": 3600}
+GENERATE = {"prompt": "Say hello", "max_tokens": 16, "seed": 1, "temperature": 0}
+UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for."""
+
+    name: str
+    path: str
+    body: object = None
+    authenticated: bool = True
+
+
+REQUESTS = (
+    Request("health", "/health", authenticated=False),
+    Request("me", "/api/auth/me"),
+    Request("memory_get", "/api/memory/get/bench"),
+    Request("memory_set", "/api/memory/set", MEMORY_SET),
+    Request("generate", "/api/llm/generate", GENERATE),
+)
+# `me` shows what authentication costs: it does nothing else.
+JUDGED = ("health", "memory_get", "memory_set")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Requests per second; latencies in milliseconds."""
+
+    rate: float
+    p50: float
+    p99: float
+
+
+class Load:
+    """Runs wrk."""
+
+    def __init__(self, folder: Path, token: str, seconds: int) -> None:
+        self._folder = folder
+        self._token = token
+        self._seconds = seconds
+
+    def run(self, url: str, request: Request, connections: int) -> Measured:
+        """Send `request` for some seconds over so many connections."""
+        script = self._folder / f"{request.name}.lua"
+        lines = []
+        if request.authenticated:
+            lines.append(f'wrk.headers["Authorization"] = "Bearer {self._token}"')
+        if request.body is not None:
+            lines += ['wrk.method = "POST"', f"wrk.body = [[{json.dumps(request.body)}]]"]
+            lines.append('wrk.headers["Content-Type"] = "application/json"')
+        script.write_text("\n".join(lines) + "\n")
+        command = ["wrk", "--threads", "1", "--connections", str(connections), "--latency"]
+        command += ["--duration", f"{self._seconds}s", "--timeout", "10s"]
+        command += ["--script", str(script), url + request.path]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        bad = re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", done.stdout)
+        if bad:
+            raise SystemExit(f"{url}{request.path}: {bad[0]}")
+        rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+        assert rate is not None, done.stdout
+        return Measured(float(rate[1]), _latency(done.stdout, 50), _latency(done.stdout, 99))
+
+
+def _latency(text: str, percent: int) -> float:
+    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s|m)$", text, re.MULTILINE)
+    assert found is not None, text
+    return float(found[1]) * UNITS[found[2]]
+
+
+@contextmanager
+def baseline(redis_url: str, prompt: str, answer: object) -> Iterator[str]:
+    """The baseline's process; yields its address."""
+    with Redis.from_url(redis_url) as redis:
+        redis.set(f"baseline:{prompt}", json.dumps(answer))
+    port = free_port()
+    key = credentials(Servers())["signing_key"]
+    command = [sys.executable, str(HERE / "bench_baseline.py"), str(port), redis_url, key]
+    process = subprocess.Popen(command)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        eventually(lambda: _answers(url), 30, "the baseline answers")
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def compare(load: Load, ours: str, theirs: str, rounds: int) -> dict[str, float]:
+    """Print a table; return the ratios, the worst of the connection counts for each request."""
+    heads = ("request", "conn", "ours req/s", "p50 ms", "p99 ms", "base req/s", "p50", "p99", "x")
+    say("{:11} {:>4} {:>10} {:>7} {:>7} {:>10} {:>7} {:>7} {:>5}".format(*heads))
+    worst: dict[str, float] = {}
+    per_request: dict[str, float] = {}
+    for request in REQUESTS:
+        for connections in CONNECTIONS:
+            pairs = []
+            for number in range(rounds):
+                both = [(ours, 0), (theirs, 1)]
+                results: list[Measured | None] = [None, None]
+                for url, place in both if number % 2 else reversed(both):
+                    results[place] = load.run(url, request, connections)
+                pairs.append((results[0], results[1]))
+            ratio = statistics.median(b.rate / a.rate for a, b in pairs if a and b)
+            mine, base = (
+                Measured(
+                    *(
+                        statistics.median(getattr(pair[side], field) for pair in pairs)
+                        for field in ("rate", "p50", "p99")
+                    )
+                )
+                for side in (0, 1)
+            )
+            worst[request.name] = max(worst.get(request.name, 0.0), ratio)
+            if connections == 16:
+                per_request[request.name] = 1e6 / base.rate
+            say(
+                f"{request.name:11} {connections:>4} {mine.rate:>10.0f} {mine.p50:>7.2f} "
+                f"{mine.p99:>7.2f} {base.rate:>10.0f} {base.p50:>7.2f} {base.p99:>7.2f} "
+                f"{ratio:>5.2f}",
+            )
+    cost = per_request["me"] - per_request["health"]
+    say(
+        f"authentication costs about {cost:.0f} us a request in the baseline, where health takes "
+        f"{per_request['health']:.0f} us; {first_sight():.0f} us more when a token is first seen"
+    )
+    return worst
+
+
+def first_sight() -> float:
+    """Return the microseconds that examining a token takes, which is done once for each."""
+    tokens = AccessTokens([credentials(Servers())["signing_key"]], "issuer", "audience", 600)
+    token = tokens.issue("alice", "0" * 32, "0" * 16)
+    count = 500
+    return min(timeit.repeat(lambda: tokens.verify(token), number=count)) / count * 1e6
+
+
+def kafka_away(load: Load, api: Api, kafka: KafkaServer, rounds: int) -> float:
+    """Return the memory's p99 with Kafka stopped over its p99 with Kafka up."""
+    request = next(item for item in REQUESTS if item.name == "memory_get")
+    ratios = []
+    for number in range(rounds):
+        up = load.run(api.url, request, 4).p99
+        kafka.kill()
+        eventually(lambda: api.subsystems()["kafka"]["status"] == "down", 30)
+        down = load.run(api.url, request, 4).p99
+        kafka.start()
+        eventually(lambda: api.subsystems()["kafka"]["status"] == "ok", 60)
+        eventually(lambda: api.subsystems()["kafka"]["queued"] < 100, 60)
+        ratios.append(down / up)
+        say(f"kafka round {number + 1}: p99 {up:.2f} ms up, {down:.2f} ms stopped")
+    return statistics.median(ratios)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kafka-rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    limits = dict.fromkeys(("login", "read", "write", "generate"), "1000000/second")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        redis = stack.enter_context(redis_server())
+        kafka = stack.enter_context(kafka_server())
+        postgres = stack.enter_context(postgres_server())
+        llama = stack.enter_context(llama_server())
+        servers = Servers(redis, kafka, postgres, "api_bench", edge=llama, cloud=llama)
+        servers.prepare(folder)
+        api = stack.enter_context(running_api(servers, folder, limits=limits))
+        token = api.token("alice")
+        for path, body in (("/api/memory/set", MEMORY_SET), ("/api/llm/generate", GENERATE)):
+            answer = api.ask("POST", path, user="alice", json=body)
+            assert answer.status_code == 200, answer.text
+        base = stack.enter_context(baseline(redis.url, "Say hello", answer.json()))
+        load = Load(folder, token, arguments.seconds)
+        cores = os.cpu_count()
+        say(f"{time.strftime('%Y-%m-%d')}, {cores} cores shared with the servers and wrk")
+        for url in (api.url, base):  # warm up
+            for request in REQUESTS:
+                load.run(url, request, 16)
+        ratios = compare(load, api.url, base, arguments.rounds)
+        dropped = api.subsystems()["kafka"]["dropped"]
+        say(f"events dropped for want of room meanwhile: {dropped}")
+        if arguments.kafka_rounds:
+            p99 = kafka_away(load, api, kafka, arguments.kafka_rounds)
+            say(f"memory_get p99 with kafka stopped / up: {p99:.2f}")
+        say(" ".join(f"overhead_{name}={ratios[name]:.2f}" for name in JUDGED))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Filters of the role ``monitoring``: what Prometheus scrapes, from the inventory."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+# Job, group, the port's variable and its role's default. In the job `prime_spark` the group is the
+# label `service` too.
+JOBS = (
+    ("node", "node_exporter", "node_exporter_port", 9100),
+    ("prime_spark", "telemetry", "telemetry_port", 9101),
+    ("prime_spark", "ingest", "ingest_port", 9102),
+    ("prime_spark", "dispatcher", "dispatcher_port", 9103),
+    ("prime_spark", "deadman", "deadman_port", 9105),
+    ("prime_spark", "api", "api_port", 8000),
+    ("prime_spark", "spark_agent", "spark_agent_port", 8100),
+    ("kafka", "kafka", "exporters_kafka_port", 9308),
+    ("postgres", "timescale", "exporters_postgres_port", 9187),
+    ("redis", "redis", "exporters_redis_port", 9121),
+    ("prometheus", "monitoring", "monitoring_prometheus_port", 9090),
+    ("alertmanager", "monitoring", "monitoring_alertmanager_port", 9093),
+)
+EXPORTED = {"kafka", "postgres", "redis"}
+BCRYPT_COST = 10
+BCRYPT_ALPHABET = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def monitoring_targets(groups: Mapping[str, list[str]], hostvars: Any) -> list[dict[str, str]]:
+    """Every target as ``job``, ``host``, ``address`` and, of our services, ``service``.
+
+    A host whose role is absent has none.
+    """
+    found = []
+    for job, group, port, default in JOBS:
+        for host in sorted(groups.get(group, [])):
+            values = hostvars[host]
+            roles = [group, "exporters"] if job in EXPORTED else [group]
+            if any(values.get(f"{role}_state", "present") == "absent" for role in roles):
+                continue
+            if job in EXPORTED and host not in groups.get("exporters", []):
+                continue
+            address = values.get("wireguard_address")
+            if not address:
+                raise AnsibleFilterError(f"{host} has no wireguard_address to be scraped at")
+            target = {"job": job, "host": host, "address": f"{address}:{values.get(port, default)}"}
+            if job == "prime_spark":
+                target["service"] = group
+            found.append(target)
+    return found
+
+
+def monitoring_target_files(
+    targets: list[Mapping[str, str]], directory: str
+) -> list[dict[str, str]]:
+    """One file_sd file a job, ``JOB.json``; the instance is the address."""
+    files = []
+    for job in sorted({target["job"] for target in targets}):
+        entries = [
+            {
+                "targets": [target["address"]],
+                "labels": {key: target[key] for key in ("host", "service") if key in target},
+            }
+            for target in targets
+            if target["job"] == job
+        ]
+        content = json.dumps(entries, indent=1) + "\n"
+        files.append({"path": f"{directory}/{job}.json", "content": content})
+    return files
+
+
+def memory_share(limit: str, share: float) -> str:
+    """A part of a container's memory limit (V(512m)), as Go's C(GOMEMLIMIT) takes it."""
+    units = {"k": 1024, "m": 1024**2, "g": 1024**3}
+    unit = str(limit)[-1].lower()
+    number = float(str(limit)[:-1]) * units[unit] if unit in units else float(limit)
+    return f"{int(number * share) // 1024**2}MiB"
+
+
+def bcrypt_hash(password: str, user: str) -> str:
+    """A bcrypt hash of a password of the vault, for a ``web.yml``.
+
+    The salt is derived from user and password: the same input gives the same hash, and a second run
+    sees that nothing changed.
+    """
+    try:
+        import bcrypt
+    except ImportError as error:
+        raise AnsibleFilterError("bcrypt_hash needs the Python package bcrypt") from error
+    secret = str(password).encode()
+    raw = hmac.new(secret, f"prime-spark bcrypt {user}".encode(), hashlib.sha256).digest()[:16]
+    return bcrypt.hashpw(secret, f"$2b${BCRYPT_COST:02d}${_salt(raw)}".encode()).decode()
+
+
+def _salt(raw: bytes) -> str:
+    """16 bytes in bcrypt's own base 64: 22 characters, the last with two bits of it."""
+    bits = int.from_bytes(raw, "big") << 4
+    return "".join(BCRYPT_ALPHABET[bits >> (6 * place) & 63] for place in reversed(range(22)))
+
+
+class FilterModule:
+    """Registers the filters."""
+
+    def filters(self) -> dict[str, Any]:
+        return {
+            "bcrypt_hash": bcrypt_hash,
+            "memory_share": memory_share,
+            "monitoring_target_files": monitoring_target_files,
+            "monitoring_targets": monitoring_targets,
+        }

@@ -1,0 +1,149 @@
+"""Faults of the lab, each really caused, and the alert that has to tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tests.fleet import fleet
+from tests.fleet.fleet import connect, members, probe, setting, shell, vpn_address
+
+BURNER = "alert-test-burner"
+
+
+def run(name: str, script: str, *arguments: str) -> str:
+    """Run a script on a host."""
+    return shell(connect(name), script, *arguments)
+
+
+def first(group: str) -> str:
+    """The first host of a group."""
+    return members(group)[0]
+
+
+def container(project: str, action: str) -> None:
+    """Stop, start, pause or unpause a project's containers."""
+    run(first(project), 'docker compose --project-name "$1" "$2"', project, action)
+
+
+def log_in() -> None:
+    """A few requests that need Redis, with a password that is wrong."""
+    url = f"http://{vpn_address(first('api'))}:{setting(first('api'), 'api', 'api_port')}"
+    probe(connect(first("api")), "log_in", url, "6")
+
+
+def burn(name: str, script: str, *properties: str) -> None:
+    """A unit that uses up a host's processor or memory, bounded, and ends by itself."""
+    options = " ".join(f"--property={p}" for p in ("RuntimeMaxSec=300", *properties))
+    run(name, f'systemd-run --quiet --unit={BURNER} {options} python3 -c "$1"', script)
+
+
+BUSY = "import os\nfor _ in range(os.cpu_count() - 1):\n    os.fork() or None\nwhile True: pass"
+FULL = "import time\nheld = b'x' * (560 << 20)\ntime.sleep(600)"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`cause` and `repair` it; `during` is done again and again meanwhile."""
+
+    alert: str
+    labels: Mapping[str, str]
+    cause: Callable[[], object]
+    repair: Callable[[], object]
+    during: Callable[[], object] = lambda: None
+    fires: float = 120.0
+    resolves: float = 180.0
+    # Who does not hear of the alert from Alertmanager.
+    at: str = field(default="receiver")
+
+
+def faults() -> dict[str, Fault]:
+    """All faults by the names of faults.yml."""
+    edge = first("spark_agent")
+    return {
+        "API stopped": Fault(
+            "ServiceDown",
+            {"service": "api"},
+            lambda: run(first("api"), "systemctl stop prime-spark-api"),
+            lambda: run(first("api"), "systemctl start prime-spark-api"),
+        ),
+        "5xx burst": Fault(
+            "HighErrorRate",
+            {"service": "api"},
+            lambda: container("redis", "stop"),
+            lambda: container("redis", "start"),
+            log_in,
+        ),
+        "slow API": Fault(
+            "HighAPILatency",
+            {"service": "api"},
+            lambda: container("redis", "pause"),
+            lambda: container("redis", "unpause"),
+            log_in,
+        ),
+        "CPU busy": Fault(
+            "HighCPUUsage",
+            {"host": edge},
+            lambda: burn(edge, BUSY),
+            lambda: run(edge, f"systemctl stop {BURNER}"),
+        ),
+        "memory filled": Fault(
+            "HighMemoryUsage",
+            {"host": edge},
+            lambda: burn(edge, FULL, "MemoryMax=600M"),
+            lambda: run(edge, f"systemctl stop {BURNER}"),
+        ),
+        "consumer stopped": Fault(
+            "KafkaConsumerLag",
+            {"consumergroup": "prime-spark-ingest"},
+            lambda: run(first("ingest"), "systemctl stop prime-spark-ingest"),
+            lambda: run(first("ingest"), "systemctl start prime-spark-ingest"),
+            fires=240,
+        ),
+        "VPN peer cut": Fault(
+            "WireGuardPeerSilent",
+            {"peer": edge},
+            lambda: fleet.lab("cut", edge),
+            lambda: fleet.lab("heal", edge),
+            fires=400,
+            resolves=240,
+        ),
+        "NAS frozen": Fault(
+            "NASNotResponding",
+            {},
+            lambda: fleet.lab("cut", first("nas_server")),
+            lambda: fleet.lab("heal", first("nas_server")),
+        ),
+        "telemetry stopped": Fault(
+            "TelemetryStale",
+            {"device_id": edge},
+            lambda: run(edge, "systemctl stop prime-spark-telemetry"),
+            lambda: run(edge, "systemctl start prime-spark-telemetry"),
+        ),
+        "Prometheus stopped": Fault(
+            "DeadMansSwitch",
+            {},
+            lambda: run(first("monitoring"), "docker compose -p monitoring stop prometheus"),
+            lambda: run(first("monitoring"), "docker compose -p monitoring start prometheus"),
+            at="dead-man receiver",
+        ),
+    }
+
+
+def alarm() -> bool:
+    """Whether the dead-man receiver has raised its alarm."""
+    name = first("deadman")
+    url = f"http://{vpn_address(name)}:{setting(name, 'deadman', 'deadman_port')}/metrics"
+    body = probe(connect(name), "http_get", url)[url]["body"]
+    return "prime_spark_deadman_alarm 1.0" in body
+
+
+@contextmanager
+def caused(fault: Fault) -> Iterator[None]:
+    """The fault, repaired when the block ends in whatever way."""
+    try:
+        fault.cause()
+        yield
+    finally:
+        fault.repair()
