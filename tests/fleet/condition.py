@@ -27,8 +27,10 @@ UNITS = {
     "spark_agent": ["prime-spark-agent.service"],
     "dispatcher": ["prime-spark-dispatcher.service"],
     "llm_server": ["prime-spark-llm-server.service"],
+    "node_exporter": ["prime-spark-node-exporter.service", "prime-spark-host-metrics.timer"],
+    "deadman": ["prime-spark-deadman.service"],
 }
-PROJECTS = ("kafka", "redis", "timescale")
+PROJECTS = ("kafka", "redis", "timescale", "exporters", "monitoring")
 # By group: the role's variable for the port of its /health.
 PORTS = {
     "telemetry": "telemetry_port",
@@ -60,8 +62,8 @@ def state(name: str, *, share: bool = True) -> dict[str, Any]:
     if projects := sorted(groups & set(PROJECTS)):
         script = "docker ps --all --format '{{.Label \"com.docker.compose.project\"}} {{.Status}}'"
         found = [line.split(" ", 1) for line in shell(host, script).splitlines()]
-        well = {p for p, status in found if status.startswith("Up") and "(healthy)" in status}
-        wrong["containers"] = [found] if well != set(projects) else []
+        ill = [status for _, status in found if not re.match(r"Up .*\(healthy\)", status)]
+        wrong["containers"] = [found] if ill or {p for p, _ in found} != set(projects) else []
     if share and "nas" in groups:
         script = "timeout 20 ls -A /mnt/nas && findmnt --noheadings --output FSTYPE /mnt/nas"
         wrong["mount"] = [] if ".prime-spark-nas" in shell(host, script) else ["no share"]

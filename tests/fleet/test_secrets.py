@@ -27,9 +27,12 @@ NEEDED = {
         "vault_kafka_admin_password",
         "vault_kafka_agent_password",
         "vault_kafka_api_password",
+        "vault_kafka_exporter_password",
         "vault_kafka_ingest_password",
         "vault_kafka_telemetry_password",
     },
+    # The exporters of the servers run beside them.
+    "redis": {"vault_redis_exporter_password"},
     # Of its users the API has hashes alone.
     "api": {
         "vault_api_signing_key",
@@ -46,7 +49,18 @@ NEEDED = {
         "vault_kafka_agent_password",
     },
     "dispatcher": {"vault_redis_dispatcher_password", "vault_agent_token"},
-    "timescale": {"vault_timescale_superuser_password", "vault_timescale_owner_password"},
+    "timescale": {
+        "vault_timescale_superuser_password",
+        "vault_timescale_owner_password",
+        "vault_timescale_exporter_password",
+    },
+    "monitoring": {
+        "vault_deadman_token",
+        "vault_grafana_admin_password",
+        "vault_monitoring_internal_password",
+        "vault_timescale_reader_password",
+    },
+    "deadman": {"vault_deadman_token"},
 }
 # Where they may stand there: owned by root or by the user of the container that reads them.
 PLACES = {
@@ -54,6 +68,14 @@ PLACES = {
     r"/opt/prime-spark/stack/kafka/config/kafka/secret/[a-z.]+": {("0400", 1000)},
     r"/etc/wireguard/[a-z0-9.]+": {("0600", 0)},
     r"/opt/prime-spark/stack/timescale/config/timescale/secret/[a-z_]+": {("0400", 70)},
+    r"/opt/prime-spark/stack/exporters/config/postgres-exporter/secret/password": {("0400", 65534)},
+    r"/opt/prime-spark/stack/exporters/config/redis-exporter/secret/passwords.json": {
+        ("0400", 59000)
+    },
+    r"/opt/prime-spark/stack/monitoring/config/(alertmanager|prometheus)/secret/[a-z_-]+": {
+        ("0400", 65534)
+    },
+    r"/opt/prime-spark/stack/monitoring/config/grafana/secret/[a-z_]+": {("0400", 472)},
 }
 # systemd's own copies, for the service's user only, in a directory of that user.
 LOADED = r"/run/credentials/prime-spark-[a-z-]+\.service/[a-z0-9_-]+"

@@ -35,6 +35,10 @@ FILES = {
     "dispatcher": "/etc/prime-spark/dispatcher/config.json",
     "cli": "/etc/prime-spark/cli/config.json",
     "llm_server": "/etc/systemd/system/prime-spark-llm-server.service",
+    "node_exporter": "/etc/systemd/system/prime-spark-node-exporter.service",
+    "exporters": f"{STACK}/exporters/compose.yml",
+    "deadman": "/etc/prime-spark/deadman/config.json",
+    "monitoring": f"{STACK}/monitoring/config/prometheus/prometheus.yml",
 }
 # A run keeps one core busy half of the time and waits for hosts in the other half.
 AT_ONCE = 3
