@@ -39,6 +39,34 @@ def burn(name: str, script: str, *properties: str) -> None:
     run(name, f'systemd-run --quiet --unit={BURNER} {options} python3 -c "$1"', script)
 
 
+DISK = "/srv/alert-test"
+
+
+def small_disk(name: str) -> None:
+    """An ext4 of 64 MiB on a host, then full; by FUSE, as hosts of the lab have no loop devices."""
+    script = """
+        apt-get install -qq -y --no-install-recommends fuse2fs >/dev/null 2>&1
+        mkdir -p "$1"; truncate -s 64M "$1.img"; mkfs.ext4 -q -F "$1.img"
+        fuse2fs -o rw,allow_other "$1.img" "$1" >/dev/null 2>&1
+        dd if=/dev/zero of="$1/filler" bs=1M count=55 status=none
+    """
+    run(name, script, DISK)
+
+
+def no_small_disk(name: str) -> None:
+    """Put it away."""
+    script = """
+        umount "$1"; rmdir "$1"; rm -f "$1.img"
+        apt-get purge -qq -y fuse2fs >/dev/null 2>&1; apt-get autoremove -qq -y >/dev/null 2>&1
+    """
+    run(name, script, DISK)
+
+
+def nas_sessions(signal: str) -> None:
+    """Signal what serves the share: frozen, the NAS still acknowledges every packet."""
+    run(first("nas_server"), 'pkill -"$1" -f "^sshd.*@internal-sftp" || true', signal)
+
+
 BUSY = "import os\nfor _ in range(os.cpu_count() - 1):\n    os.fork() or None\nwhile True: pass"
 FULL = "import time\nheld = b'x' * (560 << 20)\ntime.sleep(600)"
 
@@ -52,6 +80,8 @@ class Fault:
     cause: Callable[[], object]
     repair: Callable[[], object]
     during: Callable[[], object] = lambda: None
+    # What is left to be put away once the alert is resolved.
+    tidy: Callable[[], object] = lambda: None
     fires: float = 120.0
     resolves: float = 180.0
     # Who does not hear of the alert from Alertmanager.
@@ -94,6 +124,13 @@ def faults() -> dict[str, Fault]:
             lambda: burn(edge, FULL, "MemoryMax=600M"),
             lambda: run(edge, f"systemctl stop {BURNER}"),
         ),
+        "small disk filled": Fault(
+            "DiskSpaceLow",
+            {"host": edge, "mountpoint": DISK},
+            lambda: small_disk(edge),
+            lambda: run(edge, f"rm {DISK}/filler"),
+            tidy=lambda: no_small_disk(edge),
+        ),
         "consumer stopped": Fault(
             "KafkaConsumerLag",
             {"consumergroup": "prime-spark-ingest"},
@@ -112,8 +149,10 @@ def faults() -> dict[str, Fault]:
         "NAS frozen": Fault(
             "NASNotResponding",
             {},
-            lambda: fleet.lab("cut", first("nas_server")),
-            lambda: fleet.lab("heal", first("nas_server")),
+            lambda: nas_sessions("STOP"),
+            lambda: nas_sessions("CONT"),
+            # A session that starts meanwhile is frozen, too.
+            during=lambda: nas_sessions("STOP"),
         ),
         "telemetry stopped": Fault(
             "TelemetryStale",
