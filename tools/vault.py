@@ -59,16 +59,24 @@ class References:
 
     def roles(self, secret: str) -> list[str]:
         """The roles, also tags, that use a secret, directly or through other variables."""
-        names, found = {secret}, set()
-        grown = True
+        names = self._dependent(secret)
+        return sorted({d.role for d in self._definitions if d.name in names} - {""})
+
+    def leads_to(self, secret: str, role: str, text: str) -> bool:
+        """Whether a text of a role uses one of the role's variables that has the secret's value."""
+        mine = {d.name for d in self._definitions if d.role == role} & self._dependent(secret)
+        return bool(mine & set(_WORD.findall(text)))
+
+    def _dependent(self, secret: str) -> set[str]:
+        """The variables whose values need the secret's, directly or through others."""
+        names, grown = {secret}, True
         while grown:
             grown = False
             for definition in self._definitions:
                 if definition.name not in names and names & set(_WORD.findall(definition.text)):
                     names.add(definition.name)
                     grown = True
-                    found.add(definition.role)
-        return sorted(found - {""})
+        return names - {secret}
 
 
 def _definitions(inventory: Path, repository: Path) -> Iterator[Definition]:

@@ -154,7 +154,10 @@ def remove(*arguments: str) -> tuple[int, str]:
     ("arguments", "sentence"),
     [
         (["-e", "role=redis"], "no hosts were named, expected --limit"),
-        (["--limit", REDIS], "role is not given, expected -e role=<name> with one of api, common"),
+        (
+            ["--limit", REDIS],
+            "role is not given, expected -e role=<name> with one of api, cli, common",
+        ),
         (["-e", "role=radis", "--limit", REDIS], "role is radis, expected"),
         (["-e", "role=python_service", "--limit", REDIS], "role is python_service, expected"),
         (["-e", "role=redis", "--limit", REDIS, "-e", "purge=true"], "expected -e confirm=redis"),

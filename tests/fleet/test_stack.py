@@ -196,24 +196,32 @@ def test_kafka_lets_in_who_has_the_password_and_denies_what_is_not_listed() -> N
     (name,) = members("kafka")
     server = f"{vpn_address(name)}:{setting(name, 'kafka', 'kafka_port')}"
     seen = probe(connect(name), "kafka_access", server, python=service_python("kafka-admin"))
+    users = ["admin", *sorted(raw_setting(name, "kafka", "kafka_users"))]
+    assert {user for user in seen if user.endswith("right password")} == {
+        f"{user}, right password" for user in users
+    }, "the probe tries every user"
     assert seen == {
         "anonymous": "refused",
-        "admin, right password": "allowed",
-        "telemetry, right password": "allowed",
-        "ingest, right password": "allowed",
-        "admin, wrong password": "refused",
-        "telemetry, wrong password": "refused",
-        "ingest, wrong password": "refused",
         "unknown user": "refused",
-        "telemetry writes analytics.events": "TopicAuthorizationFailedError",
-        "telemetry writes prime-spark.dlq": "TopicAuthorizationFailedError",
-        "telemetry reads edge.telemetry": "TopicAuthorizationFailedError",
-        "telemetry creates a topic": "TopicAuthorizationFailedError",
+        **{f"{user}, right password": "allowed" for user in users},
+        **{f"{user}, wrong password": "refused" for user in users},
         "ingest reads edge.telemetry": "allowed",
         "ingest reads prime-spark.dlq": "allowed",
-        "ingest writes edge.telemetry": "TopicAuthorizationFailedError",
         "ingest reads in another group": "GroupAuthorizationFailedError",
-        "ingest creates a topic": "TopicAuthorizationFailedError",
+        **dict.fromkeys(
+            [
+                *("telemetry writes analytics.events", "telemetry writes prime-spark.dlq"),
+                *("telemetry reads edge.telemetry", "telemetry creates a topic"),
+                *("ingest writes edge.telemetry", "ingest creates a topic"),
+                *("api writes edge.telemetry", "api writes prime-spark.dlq"),
+                *("api reads analytics.events", "api creates a topic"),
+                *("agent writes analytics.events", "agent writes edge.telemetry"),
+                *("agent reads edge.ai.inference", "agent creates a topic"),
+                *("exporter writes analytics.events", "exporter reads analytics.events"),
+                "exporter creates a topic",
+            ],
+            "TopicAuthorizationFailedError",
+        ),
     }
 
 
@@ -223,13 +231,21 @@ def test_kafka_lets_in_who_has_the_password_and_denies_what_is_not_listed() -> N
 def test_redis_lets_a_stranger_ping_and_users_do_what_they_need() -> None:
     (name,) = members("redis")
     server = f"{vpn_address(name)}:{setting(name, 'redis', 'redis_port')}"
-    seen = probe(connect(name), "redis_access", server, python=service_python("telemetry"))
-    allowed = {attempt for attempt, answer in seen.items() if answer == "allowed"}
-    assert allowed == {"default pings", "telemetry, right password"}
-    # Refused by the rules, not by a server that is out of order.
-    refused = {a: answer.partition(":")[0] for a, answer in seen.items() if a not in allowed}
-    assert refused.pop("telemetry, wrong password") == "AuthenticationError"
-    assert set(refused.values()) == {"NoPermissionError"}
+    users = set(raw_setting(name, "redis", "redis_users"))
+    tried: set[str] = set()
+    # Each host tries the users whose passwords it has.
+    for place in sorted({name, *members("api"), *members("dispatcher"), *members("spark_agent")}):
+        seen = probe(connect(place), "redis_access", server, python=service_python("telemetry"))
+        here = {user for user in users if f"{user}, right password" in seen}
+        tried |= here
+        allowed = {attempt for attempt, answer in seen.items() if answer == "allowed"}
+        assert allowed == {"default pings", *(f"{user}, right password" for user in here)}
+        # Refused by the rules, not by a server that is out of order.
+        refused = {a: answer.partition(":")[0] for a, answer in seen.items() if a not in allowed}
+        wrong = {refused.pop(f"{user}, wrong password") for user in here}
+        assert wrong == {"AuthenticationError"}
+        assert set(refused.values()) == {"NoPermissionError"}
+    assert tried == users
 
 
 # --- TimescaleDB ----------------------------------------------------------------------------
@@ -257,26 +273,34 @@ def test_passwords_are_stored_as_scram_verifiers() -> None:
     assert setting_row["method"] == "scram-sha-256"
 
 
+# What each user may do besides logging in, of what the probe tries.
+DATABASE_RIGHTS = {
+    "prime_spark_ingest": {"inserts", "reads"},
+    "prime_spark_api": {"reads the memory", "changes the memory"},
+    "prime_spark_reader": {"reads"},
+    "prime_spark_exporter": {"reads"},
+}
+
+
 def test_postgresql_lets_in_its_users_and_never_the_superuser() -> None:
     (name,) = members("timescale")
-    assert name in members("ingest"), "the probe needs a host with the passwords of both"
     arguments = [vpn_address(name), str(setting(name, "timescale", "timescale_port"))]
-    seen = probe(connect(name), "postgres_access", *arguments, python=service_python("ingest"))
     no_entry, wrong_password, no_right = "28000", "28P01", "42501"
-    assert seen == {
-        "postgres, right password": no_entry,
-        "postgres, wrong password": no_entry,
-        "superuser in its own database": no_entry,
-        "prime_spark_owner, right password": "allowed",
-        "prime_spark_owner, wrong password": wrong_password,
-        "prime_spark_ingest, right password": "allowed",
-        "prime_spark_ingest, wrong password": wrong_password,
-        "ingest without a password": wrong_password,
-        "ingest in another database": no_entry,
-        "ingest inserts": "allowed",
-        "ingest updates": no_right,
-        "ingest deletes": no_right,
-        "ingest creates a table": no_right,
-        "ingest reads the users": no_right,
-        "ingest runs a program": no_right,
-    }
+    seen: dict[str, str] = {}
+    # Each host tries the users whose passwords it has.
+    for service in ("ingest", "api"):
+        for place in members(service):
+            python = service_python(service)
+            seen |= probe(connect(place), "postgres_access", *arguments, python=python)
+    users = {"prime_spark_owner", *raw_setting(name, "timescale", "timescale_users")}
+    assert {f"{user}, right password" for user in users} < set(seen), "every user is tried"
+    for attempt in ("right password", "wrong password", "no password", "another database"):
+        assert seen.pop(f"postgres, {attempt}") == no_entry
+    for user in users:
+        assert seen.pop(f"{user}, right password") == "allowed"
+        assert seen.pop(f"{user}, wrong password") == wrong_password
+        assert seen.pop(f"{user}, no password") == wrong_password
+        assert seen.pop(f"{user}, another database") == no_entry
+    allowed = {f"{user} {right}" for user, rights in DATABASE_RIGHTS.items() for right in rights}
+    assert seen == {a: "allowed" if a in allowed else no_right for a in seen}
+    assert allowed < set(seen)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 FILTERS: Any = sys.modules["prime_spark_filter.prime_spark"]
 UNITS: Any = sys.modules["ansible.module_utils.prime_spark_units"]
@@ -82,3 +85,36 @@ def test_only_hosts_that_this_run_could_not_reach_are_away() -> None:
     }
     servers = {"kafka": list(hostvars), "database": ["there"]}
     assert FILTERS.absent_servers(servers, hostvars) == {"kafka": ["away"]}
+
+
+ROOT = Path(__file__).resolve().parents[2]
+# Components that are essential to a service and lie on its own host.
+LOCAL = {
+    "telemetry": {"sampling", "buffer"},
+    "exporters": {"kafka"},
+    # The health gate asks for /ready instead.
+    "deadman": {"heartbeat"},
+}
+PACKAGES = {
+    "agent": "spark_agent",
+    "agents": "dispatcher",
+    "api": "api",
+    "deadman": "deadman",
+    "kafka_exporter": "exporters",
+    "streaming": "ingest",
+    "telemetry": "telemetry",
+}
+
+
+def test_a_role_names_the_servers_of_all_that_is_essential_to_its_service() -> None:
+    """Else the service's health gate fails, and rolls it back, while one of them is away."""
+    sources = ROOT / "files" / "python_services" / "src" / "prime_spark"
+    found: dict[str, set[str]] = {role: set() for role in PACKAGES.values()}
+    for path in sources.rglob("*.py"):
+        for name in re.findall(r'expect\(\s*"(\w+)", essential=True', path.read_text()):
+            found[PACKAGES[path.relative_to(sources).parts[0]]].add(name)
+    assert found["ingest"] and found["dispatcher"]
+    for role, essential in found.items():
+        tasks = yaml.safe_load((ROOT / "roles" / role / "tasks" / "main.yml").read_text())
+        named = {n for t in tasks for n in t.get("vars", {}).get("python_service_servers", {})}
+        assert named == essential - LOCAL.get(role, set()), role

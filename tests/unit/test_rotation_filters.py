@@ -6,7 +6,12 @@ import hashlib
 import sys
 from typing import Any
 
+import msgspec
 import pytest
+from argon2 import PasswordHasher
+from prime_spark.api.auth.tokens import AccessTokens, TokenError
+from prime_spark.api.auth.users import User
+from prime_spark.api.settings import AuthConfig
 
 rotation: Any = sys.modules["prime_spark_filter.rotation"]
 
@@ -50,3 +55,42 @@ def test_what_is_wrong_is_said_without_a_secret() -> None:
         "both: the new one is accepted, the old one is ACCEPTED",
         "neither: the new one is REFUSED, the old one is refused",
     ]
+
+
+def test_every_attempt_is_made_on_every_server_and_its_answers_are_put_together() -> None:
+    attempts = {"admin": ["new", "old"]}
+    urls = {"One": "http://one", "Two": "http://two"}
+    requests = rotation.rotation_requests(attempts, urls)
+    assert [(r["name"], r["user"], r["secret"], r["url"]) for r in requests] == [
+        ("admin at One", "admin", "new", "http://one"),
+        ("admin at One", "admin", "old", "http://one"),
+        ("admin at Two", "admin", "new", "http://two"),
+        ("admin at Two", "admin", "old", "http://two"),
+    ]
+    statuses = [200, 401, 200, 200]
+    results = [{"item": r, "status": s} for r, s in zip(requests, statuses, strict=True)]
+    seen = rotation.rotation_answers(results, 200)
+    assert seen == {"admin at One": [True, False], "admin at Two": [True, True]}
+    assert [r["name"] for r in rotation.rotation_requests(attempts)] == ["admin", "admin"]
+    assert rotation.rotation_requests({}, urls) == []
+
+
+def test_users_of_the_api_are_known_by_their_hash() -> None:
+    cheap = PasswordHasher(1, 8, 1)
+    users = {
+        "b": {"role": "viewer", "password_hash": cheap.hash("new")},
+        "other": {"role": "viewer", "password_hash": cheap.hash("another")},
+    }
+    assert rotation.rotation_api_users(users, "new", "old") == {"b": ["new", "old"]}
+    assert rotation.rotation_api_users({}, "new", "old") == {}
+
+
+def test_the_api_takes_an_access_token_of_its_key_and_no_other() -> None:
+    new, old = "n" * 48, "o" * 48
+    defaults = {field.name: field.default for field in msgspec.structs.fields(AuthConfig)}
+    tokens = AccessTokens([new], defaults["issuer"], defaults["audience"], 600)
+    user = User(role="viewer", password_hash="$argon2id$of-alice")
+    claims = tokens.read(rotation.rotation_access_token(new, "alice", user.password_hash))
+    assert (claims.username, claims.fingerprint) == ("alice", user.fingerprint)
+    with pytest.raises(TokenError, match="unknown key"):
+        tokens.read(rotation.rotation_access_token(old, "alice", user.password_hash))

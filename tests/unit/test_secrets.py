@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tools import make_secrets, rotate_secret
 from tools.vault import PREVIOUS, REPOSITORY, References, SecretsError, Vault
@@ -174,6 +175,29 @@ def test_a_use_through_the_inventory_counts(inventory: Path) -> None:
     references = References(inventory)
     assert "vault_site_token" in references.required
     assert references.roles("vault_site_token") == ["api"]
+
+
+LAB = References(REPOSITORY / "inventories" / "lab")
+
+
+@pytest.mark.parametrize("secret", LAB.required)
+def test_every_secret_has_a_proof_of_its_rotation(secret: str) -> None:
+    """Some role's credentials.yml tries it, and playbooks/rotate.yml runs that on the servers."""
+    proved = {
+        task["ansible.builtin.import_role"]["name"]: play["hosts"]
+        for play in yaml.safe_load((REPOSITORY / "playbooks" / "rotate.yml").read_text())
+        for task in play.get("tasks", [])
+    }
+    written = {path.parts[-3] for path in (REPOSITORY / "roles").glob("*/tasks/credentials.yml")}
+    assert proved == {role: role for role in written}
+    trying = [
+        role
+        for role in sorted(written & set(LAB.roles(secret)))
+        if LAB.leads_to(
+            secret, role, (REPOSITORY / "roles" / role / "tasks" / "credentials.yml").read_text()
+        )
+    ]
+    assert trying, f"no server is asked whether it refuses the old {secret}"
 
 
 # --- make rotate ----------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def outcome(attempt: Callable[[], str | None]) -> str:
         return type(error).__name__
 
 
-USERS = ("admin", "telemetry", "ingest")
+USERS = ("admin", "telemetry", "ingest", "api", "agent", "exporter")
 attempts: dict[str, Callable[[], str | None]] = {
     "anonymous": anonymous,
     **{f"{user}, right password": partial(log_in, user, password(user)) for user in USERS},
@@ -137,5 +137,16 @@ attempts: dict[str, Callable[[], str | None]] = {
     "ingest writes edge.telemetry": partial(write, "ingest", "edge.telemetry"),
     "ingest reads in another group": partial(read, "ingest", "edge.telemetry", "another"),
     "ingest creates a topic": partial(administer, "ingest", create),
+    "api writes edge.telemetry": partial(write, "api", "edge.telemetry"),
+    "api writes prime-spark.dlq": partial(write, "api", "prime-spark.dlq"),
+    "api reads analytics.events": partial(read, "api", "analytics.events"),
+    "api creates a topic": partial(administer, "api", create),
+    "agent writes analytics.events": partial(write, "agent", "analytics.events"),
+    "agent writes edge.telemetry": partial(write, "agent", "edge.telemetry"),
+    "agent reads edge.ai.inference": partial(read, "agent", "edge.ai.inference"),
+    "agent creates a topic": partial(administer, "agent", create),
+    "exporter writes analytics.events": partial(write, "exporter", "analytics.events"),
+    "exporter reads analytics.events": partial(read, "exporter", "analytics.events"),
+    "exporter creates a topic": partial(administer, "exporter", create),
 }
 print(json.dumps({name: outcome(attempt) for name, attempt in attempts.items()}))

@@ -1,6 +1,6 @@
 """Who may log in to PostgreSQL over TCP, and do what there: {attempt: "allowed" or SQLSTATE}.
 
-Arguments: address, port. Needs asyncpg. Passwords are read where they lie on the database's host.
+Arguments: address, port. Needs asyncpg. Users are tried whose passwords lie on the host.
 """
 
 import asyncio
@@ -11,13 +11,28 @@ from pathlib import Path
 import asyncpg
 
 ADDRESS, PORT = sys.argv[1], int(sys.argv[2])
+STACK = Path("/opt/prime-spark/stack")
 PASSWORDS = {
-    "postgres": Path("/opt/prime-spark/stack/timescale/config/timescale/secret/postgres_password"),
+    "postgres": STACK / "timescale/config/timescale/secret/postgres_password",
     "prime_spark_owner": Path("/etc/prime-spark/db/credentials/owner"),
     "prime_spark_ingest": Path("/etc/prime-spark/ingest/credentials/database_password"),
+    "prime_spark_api": Path("/etc/prime-spark/api/credentials/database_password"),
+    "prime_spark_exporter": STACK / "exporters/config/postgres-exporter/secret/password",
+    "prime_spark_reader": STACK / "monitoring/config/grafana/secret/timescale_password",
 }
-INGEST = "prime_spark_ingest"
-ROW = "INSERT INTO device_metrics VALUES (now(), 'fleet-test-access', 'none', 0)"
+USERS = [user for user, path in PASSWORDS.items() if path.exists()]
+INSERT = "INSERT INTO device_metrics VALUES (now(), 'fleet-test-access', 'none', 0)"
+EVERYBODY = {
+    "creates a table": "CREATE TABLE public.fleet_test ()",
+    "reads the verifiers": "SELECT rolpassword FROM pg_authid",
+    "runs a program": "COPY (SELECT 1) TO PROGRAM 'true'",
+    "updates": "UPDATE device_metrics SET value = 0 WHERE device_id = 'fleet-test-access'",
+    "deletes": "DELETE FROM device_metrics WHERE device_id = 'fleet-test-access'",
+    "inserts": INSERT,
+    "reads": "SELECT 1 FROM device_metrics LIMIT 1",
+    "reads the memory": "SELECT 1 FROM memory LIMIT 1",
+    "changes the memory": "DELETE FROM memory WHERE key = 'fleet-test-access'",
+}
 
 
 def password(user: str) -> str:
@@ -47,23 +62,15 @@ async def attempt(user: str, secret: str | None, database: str, sql: str = "SELE
 async def main() -> dict[str, str]:
     database = "prime_spark"
     results = {}
-    for user in PASSWORDS:
-        results[f"{user}, right password"] = await attempt(user, password(user), database)
-        results[f"{user}, wrong password"] = await attempt(user, password(user)[::-1], database)
-    results["ingest without a password"] = await attempt(INGEST, "", database)
-    results["superuser in its own database"] = await attempt(
-        "postgres", password("postgres"), "postgres"
-    )
-    results["ingest in another database"] = await attempt(INGEST, password(INGEST), "postgres")
-    for name, sql in {
-        "inserts": ROW,
-        "updates": "UPDATE device_metrics SET value = 0 WHERE device_id = 'fleet-test-access'",
-        "deletes": "DELETE FROM device_metrics WHERE device_id = 'fleet-test-access'",
-        "creates a table": "CREATE TABLE public.fleet_test ()",
-        "reads the users": "SELECT rolpassword FROM pg_authid",
-        "runs a program": "COPY (SELECT 1) TO PROGRAM 'true'",
-    }.items():
-        results[f"ingest {name}"] = await attempt(INGEST, password(INGEST), database, sql)
+    for user in USERS:
+        right = password(user)
+        results[f"{user}, right password"] = await attempt(user, right, database)
+        results[f"{user}, wrong password"] = await attempt(user, right[::-1], database)
+        results[f"{user}, no password"] = await attempt(user, "", database)
+        results[f"{user}, another database"] = await attempt(user, right, "postgres")
+        if user not in ("postgres", "prime_spark_owner"):
+            for what, sql in EVERYBODY.items():
+                results[f"{user} {what}"] = await attempt(user, right, database, sql)
     return results
 
 

@@ -1,6 +1,6 @@
 """What Redis lets whom do: {attempt: "allowed" or the beginning of its answer}. Needs redis.
 
-Argument: where Redis listens, host:port.
+Argument: where Redis listens, host:port. Users are tried whose passwords lie on the host.
 """
 
 import json
@@ -14,7 +14,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 HOST, PORT = sys.argv[1].rsplit(":", 1)
-PASSWORD = Path("/etc/prime-spark/telemetry/credentials/redis_password").read_text().strip()
+# Service that has the password, by user.
+SERVICES = {"telemetry": "telemetry", "api": "api", "dispatcher": "dispatcher", "agent": "agent"}
+PASSWORDS = {
+    user: path.read_text().strip()
+    for user, service in SERVICES.items()
+    if (path := Path("/etc/prime-spark") / service / "credentials" / "redis_password").exists()
+}
+EXPORTER = Path("/opt/prime-spark/stack/exporters/config/redis-exporter/secret/passwords.json")
+if EXPORTER.exists():
+    (PASSWORDS["exporter"],) = json.loads(EXPORTER.read_text()).values()
 
 
 def client(**login: Any) -> Any:
@@ -30,9 +39,39 @@ def outcome(attempt: Callable[[], object]) -> str:
     return "allowed"
 
 
+def beyond(user: str) -> dict[str, Callable[[], object]]:
+    """What nothing of this user's work needs; none of it would do harm if it were allowed."""
+    them = client(username=user, password=PASSWORDS[user])
+    task, value, key = "tasks:task:fleet-test", "memory:fleet-test", "fleet-test"
+    return {
+        "sets another key": lambda: them.hset(key, mapping={"x": "1"}),
+        "lists keys": lambda: them.keys("*"),
+        "flushes": them.flushall,
+        "reads the configuration": lambda: them.config_get("dir"),
+        "lists users": them.acl_list,
+        **{
+            "telemetry": {"reads": lambda: them.hgetall("metrics:fleet-test")},
+            "api": {
+                "deletes a task": lambda: them.delete(task),
+                "forges a sign of life": lambda: them.set("agent:fleet-test", "x", px=1),
+                "takes the lease": lambda: them.set("tasks:lease", "x", nx=True, px=1),
+            },
+            "dispatcher": {
+                "reads the memory": lambda: them.get(value),
+                "forges a sign of life": lambda: them.set("agent:fleet-test", "x", px=1),
+                "reads a session": lambda: them.hgetall("auth:session:fleet-test"),
+            },
+            "agent": {
+                "reads the memory": lambda: them.get(value),
+                "reads a task": lambda: them.hgetall(task),
+                "reads a session": lambda: them.hgetall("auth:session:fleet-test"),
+            },
+            "exporter": {"reads the memory": lambda: them.get(value)},
+        }[user],
+    }
+
+
 default = client()
-telemetry = client(username="telemetry", password=PASSWORD)
-wrong = client(username="telemetry", password=PASSWORD[::-1])
 attempts: dict[str, Callable[[], object]] = {
     "default pings": default.ping,
     "default sets": lambda: default.set("fleet-test", "x"),
@@ -42,10 +81,9 @@ attempts: dict[str, Callable[[], object]] = {
     "default reads the configuration": lambda: default.config_get("dir"),
     "default flushes": default.flushall,
     "default publishes": lambda: default.publish("fleet-test", "x"),
-    "telemetry, wrong password": wrong.ping,
-    "telemetry, right password": telemetry.ping,
-    "telemetry sets another key": lambda: telemetry.hset("fleet-test", mapping={"x": "1"}),
-    "telemetry reads": lambda: telemetry.hgetall("metrics:fleet-test"),
-    "telemetry flushes": telemetry.flushall,
 }
+for name, secret in PASSWORDS.items():
+    attempts[f"{name}, right password"] = client(username=name, password=secret).ping
+    attempts[f"{name}, wrong password"] = client(username=name, password=secret[::-1]).ping
+    attempts |= {f"{name} {what}": attempt for what, attempt in beyond(name).items()}
 print(json.dumps({name: outcome(attempt) for name, attempt in attempts.items()}))
