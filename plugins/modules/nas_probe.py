@@ -50,9 +50,14 @@ public_key:
   description: Public SSH key of the host, empty where there is none.
   type: str
   returned: always
+penalizes_sources:
+  description: Whether an SSH server here locks addresses out for a while after failed log-ins.
+  type: bool
+  returned: always
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -88,6 +93,12 @@ def choose(wanted: str, side: str, available: bool) -> tuple[str, str]:
     if available:
         return "nfs4", f"the kernel has {what}"
     return "sshfs", f"the kernel has no {what.removeprefix('an ')}"
+
+
+def penalizes(version: str) -> bool:
+    """Whether an OpenSSH of what `ssh -V` says has PerSourcePenalties, as 9.8 and later have."""
+    found = re.match(r"OpenSSH_(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) >= (9, 8)
 
 
 def make_key(path: str, comment: str) -> None:
@@ -130,6 +141,9 @@ def main() -> None:
     path = params["key_path"]
     changed = False
     public = ""
+    version = ""
+    if params["side"] == "server" and protocol == "sshfs" and (ssh := shutil.which("ssh")):
+        version = subprocess.run([ssh, "-V"], capture_output=True, text=True, check=False).stderr
     try:
         if protocol == "sshfs" and params["side"] == "client":
             if not (os.path.exists(path) and os.path.exists(f"{path}.pub")):
@@ -143,7 +157,13 @@ def main() -> None:
         module.fail_json(msg=f"cannot make {path}: {error.stderr.strip()}")
     except OSError as error:
         module.fail_json(msg=f"cannot make {path}: {error}")
-    module.exit_json(changed=changed, protocol=protocol, reason=reason, public_key=public)
+    module.exit_json(
+        changed=changed,
+        protocol=protocol,
+        reason=reason,
+        public_key=public,
+        penalizes_sources=penalizes(version),
+    )
 
 
 if __name__ == "__main__":

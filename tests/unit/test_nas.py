@@ -258,3 +258,18 @@ def test_the_diagnosis_logs_in_as_the_mount_does() -> None:
 )
 def test_verify_knows_whose_share_it_is(what: str, kind: str, server: tuple[str, int]) -> None:
     assert health.share_server(what, kind) == server
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("OpenSSH_10.0p2 Debian-7, OpenSSL 3.5.1 1 Jul 2025", True),
+        ("OpenSSH_9.8p1, OpenSSL 3.0.15", True),
+        ("OpenSSH_9.2p1 Debian-2+deb12u7, OpenSSL 3.0.17", False),
+        ("", False),
+    ],
+)
+def test_an_ssh_server_that_locks_addresses_out_is_known_by_its_version(
+    version: str, expected: bool
+) -> None:
+    assert probe.penalizes(version) is expected
