@@ -163,8 +163,6 @@ def without_sshd(repair: str, break_it: str) -> Iterator[None]:
     A timer on the NAS undoes it should this process not live to do so.
     """
     server = connect(SERVER)
-    for name in CLIENTS:
-        shell(connect(name), f"systemctl stop {UNIT}.mount")
     shell(
         server,
         'systemd-run --quiet --collect --unit "$1" --on-active=120 bash -c "$2"',
@@ -172,6 +170,9 @@ def without_sshd(repair: str, break_it: str) -> Iterator[None]:
     )
     try:
         shell(server, break_it)
+        # Afterwards: what watches the share would mount it again over the sshd of before.
+        for name in CLIENTS:
+            shell(connect(name), f"systemctl stop {UNIT}.mount")
         yield
     finally:
         shell(server, repair)

@@ -95,7 +95,11 @@ def units() -> dict[str, str]:
             found[name] = state
     for line in output("systemctl", "list-units", "--all", "--plain", "--no-legend"):
         name, load, active = line.split()[:3]
-        if not name.startswith(OUR_UNITS) or "vpn-status.service" in name:
+        if not name.startswith(OUR_UNITS):
+            continue
+        # What a timer starts runs or not, as it happens.
+        timed = name.endswith(".service") and name.replace(".service", ".timer") in found
+        if timed and active != "failed":
             continue
         # Until it is reloaded, systemd remembers units whose files are gone.
         if active != "inactive" or name in found:
