@@ -228,7 +228,7 @@ CASES = [
     Case(
         "a host without a role",
         idle_host,
-        "printer-1: is in no group that is a role, expected at least one of api, cli, common,",
+        "printer-1: is in no group that is a role, expected at least one of airflow, api, cli, ",
     ),
     Case(
         "a misspelt group",
