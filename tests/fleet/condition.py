@@ -28,7 +28,7 @@ UNITS = {
     "dispatcher": ["prime-spark-dispatcher.service"],
     "llm_server": ["prime-spark-llm-server.service"],
 }
-PROJECTS = ("kafka", "redis", "timescale")
+PROJECTS = ("kafka", "redis", "timescale", "airflow")
 # By group: the role's variable for the port of its /health.
 PORTS = {
     "telemetry": "telemetry_port",

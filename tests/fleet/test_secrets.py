@@ -46,6 +46,13 @@ NEEDED = {
         "vault_kafka_agent_password",
     },
     "dispatcher": {"vault_redis_dispatcher_password", "vault_agent_token"},
+    "airflow": {
+        "vault_airflow_admin_password",
+        "vault_airflow_api_secret",
+        "vault_redis_pipeline_password",
+        "vault_timescale_airflow_password",
+        "vault_timescale_pipeline_password",
+    },
     "timescale": {"vault_timescale_superuser_password", "vault_timescale_owner_password"},
 }
 # Where they may stand there: owned by root or by the user of the container that reads them.
@@ -53,6 +60,7 @@ PLACES = {
     r"/etc/prime-spark/[a-z_-]+/credentials/[a-z0-9_-]+": {("0600", 0)},
     r"/opt/prime-spark/stack/kafka/config/kafka/secret/[a-z.]+": {("0400", 1000)},
     r"/etc/wireguard/[a-z0-9.]+": {("0600", 0)},
+    r"/opt/prime-spark/stack/airflow/config/airflow/secret/[a-z_.]+": {("0400", 50000)},
     r"/opt/prime-spark/stack/timescale/config/timescale/secret/[a-z_]+": {("0400", 70)},
 }
 # systemd's own copies, for the service's user only, in a directory of that user.

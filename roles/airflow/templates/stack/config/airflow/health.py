@@ -4,14 +4,15 @@ import json
 import sys
 import urllib.request
 
-PARTS = {
-    "api-server": ("http://127.0.0.1:8080/api/v2/version", ""),
-    "scheduler": ("http://127.0.0.1:8974/health", "scheduler"),
-    # It listens nowhere; the API server sees its heartbeat.
-    "dag-processor": ("http://api-server:8080/api/v2/monitor/health", "dag_processor"),
+URLS = {
+    "api-server": "http://127.0.0.1:8080/api/v2/version",
+    # Answers 503 without a heartbeat.
+    "scheduler": "http://127.0.0.1:8974/health",
+    # It listens nowhere; the API server knows its heartbeat.
+    "dag-processor": "http://api-server:8080/api/v2/monitor/health",
 }
 
-url, part = PARTS[sys.argv[1]]
-with urllib.request.urlopen(url, timeout=4) as answer:
-    state = json.load(answer)
-sys.exit(bool(part) and state[part]["status"] != "healthy")
+part = sys.argv[1]
+with urllib.request.urlopen(URLS[part], timeout=4) as answer:
+    if part == "dag-processor":
+        sys.exit(json.load(answer)["dag_processor"]["status"] != "healthy")
