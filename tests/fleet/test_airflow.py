@@ -1,4 +1,4 @@
-"""S6: Airflow on the fleet. Its scheduler runs the DAG, and the DAG's rows arrive without ingest."""
+"""S6: Airflow on the fleet. The scheduler runs the DAG, whose rows arrive without ingest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exit 0 when the named part of Airflow is healthy. Its own checks start a second Airflow each time."""
+"""Exit 0 when the named part is healthy. Airflow's own checks start a second Airflow each time."""
 
 import json
 import sys
