@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 
 from testinfra.host import Host
@@ -11,7 +10,9 @@ from tests.fleet import fleet
 from tests.fleet.fleet import (
     connect,
     members,
+    name_of,
     on,
+    probe,
     query,
     setting,
     shell,
@@ -50,22 +51,14 @@ def test_every_part_runs_healthy(host: Host) -> None:
 
 @on("airflow")
 def test_nobody_gets_in_without_the_password_and_the_operator_does(host: Host) -> None:
-    place = f"{setting_address()}"
-    refused = shell(host, f"curl -s -o /dev/null -w '%{{http_code}}' http://{place}/api/v2/dags")
-    assert refused == "401"
-    # The password is read where it lies and never is an argument.
-    script = (
-        "python3 -c 'import json; p = json.load(open(\"/opt/prime-spark/stack/airflow/config/"
-        'airflow/secret/passwords.json")); print(json.dumps({"username": "admin", "password": '
-        "p[\"admin\"]}))' | curl -s -H 'Content-Type: application/json' --data @- "
-        f"http://{place}/auth/token"
-    )
-    assert json.loads(shell(host, script))["access_token"]
-
-
-def setting_address() -> str:
-    (name,) = members("airflow")
-    return f"{vpn_address(name)}:{setting(name, 'airflow', 'airflow_port')}"
+    name = name_of(host)
+    place = f"{vpn_address(name)}:{setting(name, 'airflow', 'airflow_port')}"
+    assert probe(host, "airflow_access", place) == {
+        "stranger": 401,
+        "wrong password": 401,
+        "operator": 200,
+        "dags": ["edge_to_cloud_sync"],
+    }
 
 
 def test_the_scheduler_runs_the_dag_on_its_schedule() -> None:

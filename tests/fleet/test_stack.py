@@ -249,7 +249,8 @@ def test_passwords_are_stored_as_scram_verifiers() -> None:
     assert {name for name, row in users.items() if row["rolsuper"]} == {"postgres"}
     assert set(users) == {
         *("postgres", "prime_spark_owner", "prime_spark_api", "prime_spark_ingest"),
-        *("prime_spark_airflow", "prime_spark_pipeline", "prime_spark_reader"),
+        *("prime_spark_airflow", "prime_spark_exporter"),
+        *("prime_spark_pipeline", "prime_spark_reader"),
     }
     for name, row in users.items():
         assert row["rolpassword"].startswith("SCRAM-SHA-256$"), name
