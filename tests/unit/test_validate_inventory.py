@@ -58,7 +58,15 @@ def inventory() -> Inventory:
             "images": {
                 name: f"registry.invalid/{name}:1@{DIGEST}"
                 for name in (
-                    *("kafka", "llama", "redis", "timescale", "prometheus", "alertmanager"),
+                    *(
+                        "airflow",
+                        "kafka",
+                        "llama",
+                        "redis",
+                        "timescale",
+                        "prometheus",
+                        "alertmanager",
+                    ),
                     *("postgres-exporter", "redis-exporter"),
                 )
             }
