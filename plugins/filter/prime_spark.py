@@ -33,6 +33,11 @@ def absent_servers(
     return {name: hosts for name, hosts in found.items() if hosts}
 
 
+def fernet_key(secret: str) -> str:
+    """The key that Fernet needs, 32 bytes in URL-safe base64, from a secret of any length."""
+    return base64.urlsafe_b64encode(hashlib.sha256(str(secret).encode()).digest()).decode()
+
+
 def scram_verifier(password: str, user: str, iterations: int = 4096) -> str:
     """PostgreSQL's stored form of a password (RFC 5803), so that no password reaches the server.
 
@@ -55,5 +60,6 @@ class FilterModule:
         return {
             "absent_servers": absent_servers,
             "credential_files": credential_files,
+            "fernet_key": fernet_key,
             "scram_verifier": scram_verifier,
         }

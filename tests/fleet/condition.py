@@ -30,7 +30,7 @@ UNITS = {
     "node_exporter": ["prime-spark-node-exporter.service", "prime-spark-host-metrics.timer"],
     "deadman": ["prime-spark-deadman.service"],
 }
-PROJECTS = ("kafka", "redis", "timescale", "exporters", "monitoring")
+PROJECTS = ("kafka", "redis", "timescale", "airflow", "exporters", "monitoring")
 # By group: the role's variable for the port of its /health.
 PORTS = {
     "telemetry": "telemetry_port",

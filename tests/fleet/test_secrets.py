@@ -61,12 +61,20 @@ NEEDED = {
         "vault_timescale_reader_password",
     },
     "deadman": {"vault_deadman_token"},
+    "airflow": {
+        "vault_airflow_admin_password",
+        "vault_airflow_api_secret",
+        "vault_redis_pipeline_password",
+        "vault_timescale_airflow_password",
+        "vault_timescale_pipeline_password",
+    },
 }
 # Where they may stand there: owned by root or by the user of the container that reads them.
 PLACES = {
     r"/etc/prime-spark/[a-z_-]+/credentials/[a-z0-9_-]+": {("0600", 0)},
     r"/opt/prime-spark/stack/kafka/config/kafka/secret/[a-z.]+": {("0400", 1000)},
     r"/etc/wireguard/[a-z0-9.]+": {("0600", 0)},
+    r"/opt/prime-spark/stack/airflow/config/airflow/secret/[a-z_.]+": {("0400", 50000)},
     r"/opt/prime-spark/stack/timescale/config/timescale/secret/[a-z_]+": {("0400", 70)},
     r"/opt/prime-spark/stack/exporters/config/postgres-exporter/secret/password": {("0400", 65534)},
     r"/opt/prime-spark/stack/exporters/config/redis-exporter/secret/passwords.json": {

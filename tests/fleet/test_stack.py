@@ -26,9 +26,9 @@ from tests.fleet.fleet import (
     vpn_address,
 )
 
-PROJECTS = ("kafka", "redis", "timescale")
+PROJECTS = ("kafka", "redis", "timescale", "airflow")
 # The role's variable for the port that clients use.
-PORTS = {"kafka": "kafka_port", "redis": "redis_port", "timescale": "timescale_port"}
+PORTS = {project: f"{project}_port" for project in PROJECTS}
 SSH_PORT = 22
 
 
@@ -265,7 +265,8 @@ def test_passwords_are_stored_as_scram_verifiers() -> None:
     assert {name for name, row in users.items() if row["rolsuper"]} == {"postgres"}
     assert set(users) == {
         *("postgres", "prime_spark_owner", "prime_spark_api", "prime_spark_ingest"),
-        *("prime_spark_reader", "prime_spark_exporter"),
+        *("prime_spark_airflow", "prime_spark_exporter"),
+        *("prime_spark_pipeline", "prime_spark_reader"),
     }
     for name, row in users.items():
         assert row["rolpassword"].startswith("SCRAM-SHA-256$"), name

@@ -28,6 +28,7 @@ FILES = {
     "kafka": f"{STACK}/kafka/config/kafka/server.properties",
     "redis": f"{STACK}/redis/config/redis/secret/users.acl",
     "timescale": f"{STACK}/timescale/config/timescale/pg_hba.conf",
+    "airflow": f"{STACK}/airflow/config/airflow/airflow.cfg",
     "ingest": "/etc/prime-spark/ingest/credentials/kafka_password",
     "telemetry": "/etc/prime-spark/telemetry/config.json",
     "api": "/etc/systemd/system/prime-spark-api.service",

@@ -11,6 +11,12 @@ from typing import Any
 filters: Any = sys.modules["prime_spark_filter.prime_spark"]
 
 
+def test_a_fernet_key_is_32_bytes_in_url_safe_base64_and_stable() -> None:
+    key = filters.fernet_key("secret")
+    assert len(base64.urlsafe_b64decode(key)) == 32
+    assert key == filters.fernet_key("secret") != filters.fernet_key("another")
+
+
 def test_a_scram_verifier_verifies_the_password_and_only_it() -> None:
     verifier = filters.scram_verifier("pencil", "ingest")
     mechanism, rest = verifier.split("$", 1)

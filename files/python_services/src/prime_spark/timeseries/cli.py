@@ -82,6 +82,8 @@ async def _accepts(config: DbConfig, user: str, password: str) -> bool:
         connection = await _connect_patiently(patient, password)
     except asyncpg.InvalidAuthorizationSpecificationError:
         return False
+    except asyncpg.InsufficientPrivilegeError:
+        return True  # the password is right, the user's database is another one
     await connection.close(timeout=5)
     return True
 
