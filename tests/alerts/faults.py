@@ -45,10 +45,12 @@ DISK = "/srv/alert-test"
 def small_disk(name: str) -> None:
     """An ext4 of 64 MiB on a host, then full; by FUSE, as hosts of the lab have no loop devices."""
     script = """
-        apt-get install -qq -y --no-install-recommends fuse2fs >/dev/null 2>&1
+        set -e
+        command -v mkfs.ext4 >/dev/null || touch "$1.mkfs"
+        apt-get install -qq -y --no-install-recommends fuse2fs e2fsprogs >/dev/null 2>&1
         mkdir -p "$1"; truncate -s 64M "$1.img"; mkfs.ext4 -q -F "$1.img"
         fuse2fs -o rw,allow_other "$1.img" "$1" >/dev/null 2>&1
-        dd if=/dev/zero of="$1/filler" bs=1M count=55 status=none
+        dd if=/dev/zero of="$1/filler" bs=1M count=50 status=none
     """
     run(name, script, DISK)
 
@@ -57,7 +59,9 @@ def no_small_disk(name: str) -> None:
     """Put it away."""
     script = """
         umount "$1"; rmdir "$1"; rm -f "$1.img"
-        apt-get purge -qq -y fuse2fs >/dev/null 2>&1; apt-get autoremove -qq -y >/dev/null 2>&1
+        [ ! -e "$1.mkfs" ] || apt-get purge -qq -y e2fsprogs >/dev/null 2>&1
+        apt-get purge -qq -y --autoremove fuse2fs >/dev/null 2>&1
+        rm -f "$1.mkfs"
     """
     run(name, script, DISK)
 
