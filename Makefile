@@ -38,7 +38,7 @@ check: $(VENV)/.ready $(VENV)/.prometheus ## Lint, types and unit tests; no serv
 
 test-services: $(VENV)/.ready lab-tools ## The Python services against real servers; branch coverage below 85 % fails
 	$(PY) -m lab.images
-	$(PY) -m pytest -q tests/images tests/releases
+	$(PY) -m pytest -q tests/images tests/releases tests/panels
 	cd files/python_services && rm -rf .coverage && mkdir .coverage && \
 	  PYTHONPATH=$(CURDIR) coverage run -m pytest -q tests/unit tests/services && \
 	  coverage combine --quiet && coverage report
