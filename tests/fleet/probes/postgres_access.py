@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -18,9 +19,13 @@ PASSWORDS = {
     "prime_spark_ingest": Path("/etc/prime-spark/ingest/credentials/database_password"),
     "prime_spark_api": Path("/etc/prime-spark/api/credentials/database_password"),
     "prime_spark_exporter": STACK / "exporters/config/postgres-exporter/secret/password",
+    "prime_spark_pipeline": STACK / "airflow/config/airflow/secret/database_password",
+    "prime_spark_airflow": STACK / "airflow/config/airflow/secret/sql_alchemy_conn",
     "prime_spark_reader": STACK / "monitoring/config/grafana/secret/timescale_password",
 }
 USERS = [user for user, path in PASSWORDS.items() if path.exists()]
+# Whose database is another one than everybody's.
+DATABASES = {"prime_spark_airflow": "airflow"}
 INSERT = "INSERT INTO device_metrics VALUES (now(), 'fleet-test-access', 'none', 0)"
 EVERYBODY = {
     "creates a table": "CREATE TABLE public.fleet_test ()",
@@ -36,7 +41,8 @@ EVERYBODY = {
 
 
 def password(user: str) -> str:
-    return PASSWORDS[user].read_text().strip()
+    text = PASSWORDS[user].read_text().strip()
+    return str(urlsplit(text).password) if "://" in text else text
 
 
 async def attempt(user: str, secret: str | None, database: str, sql: str = "SELECT 1") -> str:
@@ -60,15 +66,16 @@ async def attempt(user: str, secret: str | None, database: str, sql: str = "SELE
 
 
 async def main() -> dict[str, str]:
-    database = "prime_spark"
     results = {}
     for user in USERS:
-        right = password(user)
+        right, database = password(user), DATABASES.get(user, "prime_spark")
         results[f"{user}, right password"] = await attempt(user, right, database)
         results[f"{user}, wrong password"] = await attempt(user, right[::-1], database)
         results[f"{user}, no password"] = await attempt(user, "", database)
-        results[f"{user}, another database"] = await attempt(user, right, "postgres")
-        if user not in ("postgres", "prime_spark_owner"):
+        results[f"{user}, another database"] = await attempt(
+            user, right, "prime_spark" if user in DATABASES else "postgres"
+        )
+        if user not in ("postgres", "prime_spark_owner", *DATABASES):
             for what, sql in EVERYBODY.items():
                 results[f"{user} {what}"] = await attempt(user, right, database, sql)
     return results

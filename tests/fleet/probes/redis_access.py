@@ -24,6 +24,9 @@ PASSWORDS = {
 EXPORTER = Path("/opt/prime-spark/stack/exporters/config/redis-exporter/secret/passwords.json")
 if EXPORTER.exists():
     (PASSWORDS["exporter"],) = json.loads(EXPORTER.read_text()).values()
+PIPELINE = Path("/opt/prime-spark/stack/airflow/config/airflow/secret/redis_password")
+if PIPELINE.exists():
+    PASSWORDS["pipeline"] = PIPELINE.read_text().strip()
 
 
 def client(**login: Any) -> Any:
@@ -67,6 +70,11 @@ def beyond(user: str) -> dict[str, Callable[[], object]]:
                 "reads a session": lambda: them.hgetall("auth:session:fleet-test"),
             },
             "exporter": {"reads the memory": lambda: them.get(value)},
+            "pipeline": {
+                "reads the memory": lambda: them.get(value),
+                "reads a session": lambda: them.hgetall("auth:session:fleet-test"),
+                "changes metrics": lambda: them.hset("metrics:fleet-test", mapping={"x": "1"}),
+            },
         }[user],
     }
 
