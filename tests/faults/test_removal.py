@@ -156,7 +156,7 @@ def remove(*arguments: str) -> tuple[int, str]:
         (["-e", "role=redis"], "no hosts were named, expected --limit"),
         (
             ["--limit", REDIS],
-            "role is not given, expected -e role=<name> with one of api, cli, common",
+            "role is not given, expected -e role=<name> with one of airflow, api, cli, common",
         ),
         (["-e", "role=radis", "--limit", REDIS], "role is radis, expected"),
         (["-e", "role=python_service", "--limit", REDIS], "role is python_service, expected"),
