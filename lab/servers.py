@@ -28,78 +28,45 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from lab import images
-from lab.common import LOGS, LabError
+from lab.common import LOGS
+from lab.sandbox import SYSTEM_PATH, Sandbox, SandboxError
 
 HOST = "127.0.0.1"
 # Below the range the kernel gives to outgoing connections: there, a client that keeps trying a
 # dead server's port can end up connected to itself and hold the port.
 _PORTS = range(20000, 32000)
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _STOP_SECONDS = 20.0
 _LOG_TAIL = 60
 _PREFIX = "prime-spark-server-"
 _LEFTOVER_SECONDS = 60.0
 _LOG_SECONDS = 24 * 3600.0
 
-# Arguments: root, data directory, its place in the root, uid, then the command. The working
-# directories are tmpfs, the root itself is read-only. Giving up root clears the death signal, so
-# it is set again last; the command becomes PID 1 of the namespace and takes all children along.
-_SANDBOX = """
-root=$1 data=$2 place=$3 uid=$4; shift 4
-mount --bind "$root" "$root"
-mount -o remount,bind,ro "$root"
-mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
-mount -t tmpfs -o mode=0755 tmpfs "$root/dev"
-for node in null zero full random urandom; do
-    : > "$root/dev/$node"
-    mount --bind "/dev/$node" "$root/dev/$node"
-done
-mkdir "$root/dev/shm"
-mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
-mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-mount -t tmpfs -o mode=1777 tmpfs "$root/run"
-mount --bind "$data" "$root$place"
-exec chroot "$root" setpriv --reuid="$uid" --regid="$uid" --clear-groups --no-new-privs \\
-    --bounding-set=-all --pdeathsig=KILL "$@"
-"""
 
-
-# A death signal fires when the starting *thread* ends, so one thread that lives as long as the
-# process starts every server.
-_launcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-launcher")
-
-
-class ServerError(LabError):
+class ServerError(SandboxError):
     """A server did not start, or ended by itself; the message holds the end of its log."""
 
 
-class Server(ABC):
+class Server(Sandbox, ABC):
     """One server process on a loopback port.
 
     `start`, `stop` (orderly) and `kill` (SIGKILL) may follow each other in any order; port, data
     and credentials stay the same.
     """
 
-    image: ClassVar[str]
-    uid: ClassVar[int]
-    data_path: ClassVar[str]
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     start_seconds: ClassVar[float]
 
     def __init__(self, directory: Path, log: Path) -> None:
+        super().__init__(directory)
         self.host = HOST
         self.port = _free_port()
         self.log = log
-        self._data = directory / "data"
-        self._data.mkdir(mode=0o700)
-        os.chown(self._data, self.uid, self.uid)
         self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
@@ -109,9 +76,6 @@ class Server(ABC):
     @abstractmethod
     def _answers(self, connection: socket.socket) -> bool:
         """Whether the server answers its own protocol on a fresh connection."""
-
-    def _environment(self) -> dict[str, str]:
-        return {}
 
     @property
     def running(self) -> bool:
@@ -166,15 +130,6 @@ class Server(ABC):
             self._process.kill()  # not started yet, or gone already
         self._process.wait()
 
-    def run(self, *command: str) -> str:
-        """Run a command of the image beside the server, as its user; return what it printed."""
-        process = self._spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        output, error = process.communicate()
-        if process.returncode != 0:
-            text = (output + error).decode(errors="replace")
-            raise ServerError(f"{command[0]} failed with {process.returncode}\n{text}")
-        return output.decode()
-
     def log_tail(self, lines: int = _LOG_TAIL) -> str:
         """The last lines the server wrote."""
         try:
@@ -185,42 +140,6 @@ class Server(ABC):
     @abstractmethod
     def _prepare(self) -> None:
         """Called before each start, as root: write configuration into the data directory."""
-
-    def _write(self, name: str, text: str) -> None:
-        """Write a file of the server's user, readable by it only."""
-        path = self._data / name
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            os.fchown(stream.fileno(), self.uid, self.uid)
-            stream.write(text)
-
-    def _spawn(
-        self, command: Sequence[str], *, stdout: int | IO[bytes], stderr: int
-    ) -> subprocess.Popen[bytes]:
-        """Start a command as the server's user in the image's root."""
-        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"]
-        argv += ["--kill-child=KILL", "--", "/bin/sh", "-euc", _SANDBOX, "sandbox"]
-        argv += [str(images.root_path(self.image)), str(self._data), self.data_path]
-        argv += [str(self.uid), *command]
-        environment = {
-            "PATH": _PATH,
-            "LANG": "C.UTF-8",
-            "HOME": "/tmp",
-            **self._environment(),
-        }
-
-        def spawn() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                env=environment,
-                start_new_session=True,  # a Ctrl-C at the terminal is ours to handle
-            )
-
-        return _launcher.submit(spawn).result()
 
     def _wait_until_answering(self) -> None:
         deadline = time.monotonic() + self.start_seconds
@@ -310,7 +229,7 @@ class PostgresServer(Server):
 
     def _environment(self) -> dict[str, str]:
         return {
-            "PATH": f"/usr/lib/postgresql/current/bin:{_PATH}",
+            "PATH": f"/usr/lib/postgresql/current/bin:{SYSTEM_PATH}",
             "PGDATA": f"{self.data_path}/cluster",
             "POSTGRES_PASSWORD_FILE": f"{self.data_path}/password",
             "POSTGRES_INITDB_ARGS": "--no-sync --no-instructions --encoding=UTF8 "
@@ -439,7 +358,7 @@ class KafkaServer(Server):
     def _environment(self) -> dict[str, str]:
         # A test broker handles little and lives briefly: start fast, stay small.
         return {
-            "PATH": f"/opt/java/openjdk/bin:{_PATH}",
+            "PATH": f"/opt/java/openjdk/bin:{SYSTEM_PATH}",
             "KAFKA_HEAP_OPTS": "-Xms128M -Xmx320M",
             "KAFKA_JVM_PERFORMANCE_OPTS": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
         }

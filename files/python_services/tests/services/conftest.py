@@ -23,6 +23,7 @@ from lab.servers import (  # noqa: E402
     postgres_server,
     redis_server,
 )
+from support import Command, create_database, create_role, database_config  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,6 +48,19 @@ def postgres() -> Iterator[PostgresServer]:
 def redis() -> Iterator[RedisServer]:
     with redis_server() as server:
         yield server
+
+
+@pytest.fixture
+def pipeline_database(
+    postgres: PostgresServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> str:
+    """The name of a migrated database, empty, that the pipeline's user may write to."""
+    name: str = request.node.name
+    create_role(postgres, "prime_spark_pipeline", "pipeline secret")
+    create_database(postgres, name)
+    owner = {"database": database_config(postgres, name, postgres.username)}
+    Command("db", tmp_path, owner, {"database_password": postgres.password}).answer("migrate")
+    return name
 
 
 @pytest.fixture(scope="session")

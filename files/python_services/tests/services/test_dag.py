@@ -15,26 +15,21 @@ from typing import Any
 import pytest
 import redis as redis_client
 
-from lab.servers import PostgresServer, RedisServer, Server, ServerError
-from support import Command, create_database, create_role, database_config, sql
+from lab.sandbox import Sandbox, SandboxError
+from lab.servers import PostgresServer, RedisServer
+from support import database_config, sql
 
 SOURCES = Path(__file__).resolve().parents[2]
 
 
-class Airflow(Server):
-    """Airflow's command in the image's root; its own data base is a file."""
+class Airflow(Sandbox):
+    """Airflow's command; its own data base is a file."""
 
     image = "airflow"
     uid = 50000
     data_path = "/opt/airflow/logs"
 
-    def _command(self) -> list[str]:
-        raise NotImplementedError
-
-    def _answers(self, connection: Any) -> bool:
-        raise NotImplementedError
-
-    def _prepare(self) -> None:
+    def _lay_out(self) -> None:
         """Lay out the DAG and what it imports as the role does."""
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(SOURCES / "dags", self._data / "dags", ignore=ignored)
@@ -43,7 +38,7 @@ class Airflow(Server):
 
     def configure(self, config: dict[str, Any], credentials: dict[str, str]) -> None:
         """Write the pipeline's configuration."""
-        self._prepare()
+        self._lay_out()
         self._write("pipeline.json", json.dumps(config))
         for name, secret in credentials.items():
             self._write(name, secret)
@@ -62,26 +57,18 @@ class Airflow(Server):
         }
 
     def test_dag(self) -> str:
-        """`airflow dags test`; ServerError when the run failed."""
+        """`airflow dags test`; SandboxError when the run failed."""
         return self.run("sh", "-c", "airflow dags test edge_to_cloud_sync 2>&1")
 
 
 @pytest.fixture
-def database(postgres: PostgresServer, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    name: str = request.node.name
-    create_role(postgres, "prime_spark_pipeline", "pipeline secret")
-    create_database(postgres, name)
-    owner = {"database": database_config(postgres, name, postgres.username)}
-    Command("db", tmp_path, owner, {"database_password": postgres.password}).answer("migrate")
-    return name
-
-
-@pytest.fixture
-def airflow(redis: RedisServer, postgres: PostgresServer, database: str) -> Iterator[Airflow]:
+def airflow(
+    redis: RedisServer, postgres: PostgresServer, pipeline_database: str
+) -> Iterator[Airflow]:
     # Not below pytest's own directory, which the image's user may not enter.
     with tempfile.TemporaryDirectory(prefix="prime-spark-airflow-") as directory:
         os.chmod(directory, 0o755)  # noqa: PTH101
-        command = Airflow(Path(directory), Path(directory) / "log")
+        command = Airflow(Path(directory))
         config = {
             "redis": {
                 "host": redis.host,
@@ -89,7 +76,7 @@ def airflow(redis: RedisServer, postgres: PostgresServer, database: str) -> Iter
                 "username": redis.username,
                 "credential": "redis_password",
             },
-            "database": database_config(postgres, database, "prime_spark_pipeline"),
+            "database": database_config(postgres, pipeline_database, "prime_spark_pipeline"),
         }
         command.configure(
             config,
@@ -108,10 +95,12 @@ def put(redis: RedisServer, **values: str) -> None:
 
 @pytest.mark.timeout(400)
 def test_dag_stores_once_and_retries_thrice(
-    airflow: Airflow, redis: RedisServer, postgres: PostgresServer, database: str
+    airflow: Airflow, redis: RedisServer, postgres: PostgresServer, pipeline_database: str
 ) -> None:
     def count() -> int:
-        number: int = sql(postgres, database, "SELECT count(*) AS n FROM device_metrics")[0]["n"]
+        number: int = sql(postgres, pipeline_database, "SELECT count(*) AS n FROM device_metrics")[
+            0
+        ]["n"]
         return number
 
     put(redis, cpu="12.5", memory="40.0", disk="101")
@@ -127,7 +116,7 @@ def test_dag_stores_once_and_retries_thrice(
     for server in (redis, postgres):
         server.stop()
         try:
-            with pytest.raises(ServerError) as failed:
+            with pytest.raises(SandboxError) as failed:
                 airflow.test_dag()
         finally:
             server.start()

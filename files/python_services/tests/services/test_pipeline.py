@@ -13,21 +13,11 @@ import redis as redis_client
 from lab.servers import PostgresServer, RedisServer
 from prime_spark.config import decode_config
 from prime_spark.pipeline import Settings, sync
-from support import Command, create_database, create_role, database_config, sql
+from support import database_config, sql
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 
 Hash = Callable[..., None]
-
-
-@pytest.fixture
-def database(postgres: PostgresServer, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    name: str = request.node.name
-    create_role(postgres, "prime_spark_pipeline", "pipeline secret")
-    create_database(postgres, name)
-    owner = {"database": database_config(postgres, name, postgres.username)}
-    Command("db", tmp_path, owner, {"database_password": postgres.password}).answer("migrate")
-    return name
 
 
 @pytest.fixture
@@ -52,7 +42,7 @@ def put(redis: RedisServer) -> Iterator[Hash]:
 def settings(
     redis: RedisServer,
     postgres: PostgresServer,
-    database: str,
+    pipeline_database: str,
     put: Hash,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -62,12 +52,12 @@ def settings(
     (folder / "redis_password").write_text("redis secret")
     (folder / "database_password").write_text("pipeline secret")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
-    block = database_config(postgres, database, "prime_spark_pipeline")
+    block = database_config(postgres, pipeline_database, "prime_spark_pipeline")
     return decode_config(
         f"""{{"redis": {{"host": "{redis.host}", "port": {redis.port},
             "username": "pipeline", "credential": "redis_password"}},
             "database": {{"host": "{block["host"]}", "port": {block["port"]},
-            "name": "{database}", "username": "prime_spark_pipeline",
+            "name": "{pipeline_database}", "username": "prime_spark_pipeline",
             "credential": "database_password"}}}}""",
         Settings,
     )
@@ -85,13 +75,13 @@ def rows(postgres: PostgresServer, database: str) -> list[Any]:
 
 
 def test_samples_become_rows_once(
-    postgres: PostgresServer, database: str, settings: Settings, put: Hash
+    postgres: PostgresServer, pipeline_database: str, settings: Settings, put: Hash
 ) -> None:
     put("host-1", cpu="12.5", memory="40.0", disk="71.25")
     put("host-2", cpu="0.0", memory="100.0")
     first = sync(settings, NOW)
     assert (first.devices, first.values, first.inserted, first.dropped) == (2, 5, 5, {})
-    stored = rows(postgres, database)
+    stored = rows(postgres, pipeline_database)
     assert stored == [
         ("host-1", "cpu_percent", NOW, 12.5),
         ("host-1", "disk_percent", NOW, 71.25),
@@ -103,14 +93,14 @@ def test_samples_become_rows_once(
     # The time is the sample's: a repeated run, however late, adds no row.
     again = sync(settings, NOW + timedelta(minutes=15))
     assert (again.inserted, again.duplicates) == (0, 5)
-    assert rows(postgres, database) == stored
+    assert rows(postgres, pipeline_database) == stored
 
     put("host-1", (NOW + timedelta(seconds=30)).isoformat(), cpu="13.5")
     assert sync(settings, NOW).inserted == 3
 
 
 def test_bad_values_are_dropped_and_counted(
-    postgres: PostgresServer, database: str, settings: Settings, put: Hash
+    postgres: PostgresServer, pipeline_database: str, settings: Settings, put: Hash
 ) -> None:
     put("bad-1", cpu="-0.1", memory="100.5", disk="50")
     put("bad-2", cpu="nan", memory="inf", disk="many")
@@ -127,7 +117,7 @@ def test_bad_values_are_dropped_and_counted(
         "device name": 1,
     }
     assert (summary.values, summary.inserted) == (11, 1)
-    assert rows(postgres, database) == [("bad-1", "disk_percent", NOW, 50.0)]
+    assert rows(postgres, pipeline_database) == [("bad-1", "disk_percent", NOW, 50.0)]
 
 
 @pytest.mark.usefixtures("put")
