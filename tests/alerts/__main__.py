@@ -12,6 +12,7 @@ import sys
 
 from tests.alerts.faults import Fault, faults
 from tests.alerts.proof import listed, prepared, prove
+from tests.fleet import fleet
 
 
 def line(name: str, fault: Fault) -> bool:
@@ -35,9 +36,12 @@ def main() -> int:
     if {fault.alert: name for name, fault in known.items()} != listed():
         print("tests/alerts/faults.yml is not what tests/alerts/faults.py causes", file=sys.stderr)
         return 1
-    with prepared():
-        print(f"{'fault':<20} {'alert':<22} {'fires':>8} {'resolved':>8}")
-        well = sum([line(name, known[name]) for name in wanted])
+    try:
+        with prepared():
+            print(f"{'fault':<20} {'alert':<22} {'fires':>8} {'resolved':>8}")
+            well = sum([line(name, known[name]) for name in wanted])
+    finally:
+        fleet.disconnect_all()
     print(f"alerts fired and resolved: {well} of {len(wanted)}")
     return 0 if well == len(wanted) else 1
 

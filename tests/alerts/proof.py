@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import yaml
 
 from tests.alerts.faults import Fault, alarm, caused, first, run
 from tests.fleet import fleet
-from tests.fleet.fleet import BIN, PROBES, ROOT, connect, members, shell, vpn_address
+from tests.fleet.fleet import BIN, PROBES, ROOT, connect, shell, vpn_address
 
 HERE = Path(__file__).parent
 RECEIVER = "alert-test-receiver"
@@ -87,9 +86,6 @@ def prepared() -> Iterator[None]:
     finally:
         monitoring()
         run(first("deadman"), f"systemctl stop {RECEIVER}; rm -f {NOTES}")
-        for name in members("all"):
-            fleet.disconnect(name)
-        shutil.rmtree(fleet.SOCKETS, ignore_errors=True)
 
 
 def prove(fault: Fault) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +48,7 @@ def heal_all() -> None:
 def connections() -> Iterator[None]:
     """Ends the shared SSH connections."""
     yield
-    for name in fleet.members("all"):
-        fleet.disconnect(name)
-    shutil.rmtree(fleet.SOCKETS, ignore_errors=True)
+    fleet.disconnect_all()
 
 
 @pytest.fixture(autouse=True)

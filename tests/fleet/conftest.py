@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +45,4 @@ def host(request: pytest.FixtureRequest) -> Host:
 def connections() -> Iterator[None]:
     """Ends the shared SSH connections."""
     yield
-    for name in fleet.members("all"):
-        fleet.disconnect(name)
-    shutil.rmtree(fleet.SOCKETS, ignore_errors=True)
+    fleet.disconnect_all()

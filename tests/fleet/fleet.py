@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -127,6 +128,13 @@ def disconnect(name: str) -> None:
     """End the shared connection; the next command makes a new one."""
     options = ["-F", str(LAB / "ssh" / "config"), "-o", f"ControlPath={SOCKETS / name}"]
     subprocess.run(["ssh", *options, "-O", "exit", f"root@{name}"], capture_output=True)
+
+
+def disconnect_all() -> None:
+    """End every shared connection, for good: once, when a process is done with the hosts."""
+    for name in members("all"):
+        disconnect(name)
+    shutil.rmtree(SOCKETS, ignore_errors=True)
 
 
 def name_of(host: Host) -> str:

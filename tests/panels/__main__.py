@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 import threading
 import time
@@ -150,9 +149,7 @@ def main() -> int:
             second = look(wanted)
         unknown = unknown_metrics()
     finally:
-        for name in members("all"):
-            fleet.disconnect(name)
-        shutil.rmtree(fleet.SOCKETS, ignore_errors=True)
+        fleet.disconnect_all()
     well = 0
     for name in names:
         rows = sum(map(len, second[name]))
