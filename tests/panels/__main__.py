@@ -1,23 +1,24 @@
 """Asks every panel's queries of the provisioned lab while it works: python -m tests.panels
 
 Prints what each returned. A panel without a finite value, one whose values stay as they were
-although they should change, and a metric of a rule that no target exports, fail.
+although they should change, and a metric or label that no target exports, fail.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from tests.fleet import fleet
 from tests.fleet.fleet import connect, members, probe, service_python, setting, shell, vpn_address
+from tests.panels.contract import unknown
 from tests.panels.grafana import Range, seconds
 from tests.panels.queries import Panel, Values, listed, panels
 
@@ -26,8 +27,6 @@ PATIENCE = 240.0
 BETWEEN = 30.0
 WINDOW = 15 * 60
 SOURCES = ("edge", "cloud")
-# Of rules that wait for what the inventory does not have: `monitoring_backups` is empty.
-NOT_YET = {"prime_spark:expected_backup", "prime_spark_backup_last_success_timestamp_seconds"}
 
 
 def api(path: str, **arguments: str) -> Any:
@@ -37,6 +36,12 @@ def api(path: str, **arguments: str) -> Any:
     answer = probe(connect(name), "scrape", "prometheus", f"/api/v1/{query}")
     assert answer["status"] == 200, answer
     return json.loads(answer["body"])["data"]
+
+
+@cache
+def ask(path: str, match: str = "") -> Any:
+    """As `api`, asked once."""
+    return api(path, **{"match[]": match}) if match else api(path)
 
 
 def prometheus(expr: str, span: Range, step: float | None) -> Values:
@@ -104,28 +109,6 @@ def look(wanted: list[Panel]) -> dict[tuple[str, str], list[Values]]:
     }
 
 
-def unknown_metrics() -> list[str]:
-    """Metrics that a loaded rule names and no target exports, with or without series."""
-    rules = [rule for group in api("rules")["groups"] for rule in group["rules"]]
-    exported = set(api("label/__name__/values")) | set(api("metadata"))
-    recorded = {rule["name"] for rule in rules if rule["type"] == "recording"}
-    missing = set()
-    for rule in rules:
-        for metric in metrics_of(rule["query"]) - recorded - NOT_YET:
-            family = re.sub(r"_(bucket|count|sum|total)$", "", metric)
-            if not {metric, family} & exported:
-                missing.add(f"{metric} (rule {rule['name']})")
-    return sorted(missing)
-
-
-def metrics_of(query: str) -> set[str]:
-    """Names in a PromQL query that are metrics: ours and the exporters' have a prefix."""
-    text = re.sub(r'"[^"]*"|\{[^}]*\}|\b(by|on|without)\s*\([^)]*\)', " ", query)
-    return set(re.findall(r"\b[a-z]\w*(?:_\w+|:\w+)+\b|\bup\b", text)) - {
-        *("histogram_quantile", "predict_linear", "label_replace", "clamp_min")
-    }
-
-
 def main() -> int:
     """Print the table; 1 when something is wrong."""
     wanted = panels()
@@ -147,7 +130,7 @@ def main() -> int:
                     break
             time.sleep(BETWEEN)
             second = look(wanted)
-        unknown = unknown_metrics()
+        missing = unknown(ask, [query for panel in wanted for query in panel.promql()])
     finally:
         fleet.disconnect_all()
     well = 0
@@ -158,10 +141,10 @@ def main() -> int:
         remark = "NO DATA" if empty_now else "DOES NOT CHANGE" if stuck else ""
         well += not remark
         print(f"{name[0]:<28} {name[1]:<42} {rows:>6}  {remark}".rstrip())
-    for metric in unknown:
-        print(f"no target exports {metric}")
+    for name in missing:
+        print(f"no target exports {name}")
     print(f"panels with data: {well} of {len(kinds)}")
-    return 0 if well == len(kinds) and not unknown else 1
+    return 0 if well == len(kinds) and not missing else 1
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ class Panel:
     title: str
     targets: tuple[Mapping[str, Any], ...]
 
+    def promql(self) -> list[str]:
+        """The PromQL queries as they are written, with Grafana's variables."""
+        return [target["expr"] for target in self.targets if "expr" in target]
+
     def ask(
         self,
         prometheus: AskPrometheus,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from tests.panels.contract import labels_of, metrics_of, unknown
 from tests.panels.grafana import Range, promql, sql
 from tests.panels.queries import ROOT, listed, panels
 
@@ -42,3 +44,34 @@ def test_promtool_parses_every_query(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(rules)} rules found" in done.stdout
+
+
+QUERY = (
+    'sum by (host, le) (rate(x_seconds_bucket{endpoint!~"/a|{b}",le="1.0"}[$__rate_interval]))'
+    ' / on (host) group_left (role) y_total{job="z"} > scalar(w:ratio)'
+)
+
+
+def test_what_a_query_names() -> None:
+    assert metrics_of(QUERY) == {"x_seconds_bucket", "y_total", "w:ratio"}
+    assert labels_of(QUERY) == {
+        *{("x_seconds_bucket", "endpoint"), ("x_seconds_bucket", "le"), ("y_total", "job")},
+        *{("", "host"), ("", "le"), ("", "role")},
+    }
+
+
+def test_what_no_target_exports_is_found() -> None:
+    def ask(path: str, match: str = "") -> Any:
+        rule = {"name": "w:ratio", "type": "recording", "query": "gone_total + x_seconds_count"}
+        return {
+            "rules": {"groups": [{"rules": [rule]}]},
+            "label/__name__/values": ["y_total"],
+            "metadata": {"x_seconds": []},
+            "labels": {"": ["host", "le", "job"], "y_total": ["host"]}.get(match, []),
+        }[path]
+
+    assert unknown(ask, [QUERY]) == [
+        "gone_total (rule w:ratio)",
+        "label job of y_total (panel)",
+        "label role of anything (panel)",
+    ]
