@@ -14,11 +14,13 @@ import yaml
 
 from tests.alerts.faults import Fault, alarm, caused, first, run
 from tests.fleet import fleet
+from tests.fleet.condition import wait_all_well
 from tests.fleet.fleet import BIN, PROBES, ROOT, connect, shell, vpn_address
 
 HERE = Path(__file__).parent
 RECEIVER = "alert-test-receiver"
 NOTES = "/run/alert-test.jsonl"
+WELL_SECONDS = 180.0
 
 
 def listed() -> dict[str, str]:
@@ -80,6 +82,7 @@ def waited(
 def prepared() -> Iterator[None]:
     """The receiver listens, the role has the durations of lab.yml; afterwards as it was."""
     try:
+        wait_all_well(WELL_SECONDS)  # after a boot
         listen()
         monitoring("-e", f"@{HERE / 'lab.yml'}")
         yield

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any
 
 from tests.fleet import fleet
+from tests.fleet.condition import wait_all_well
 from tests.fleet.fleet import connect, members, probe, service_python, setting, shell, vpn_address
 from tests.panels.contract import unknown
 from tests.panels.grafana import Range, seconds
@@ -25,6 +26,7 @@ from tests.panels.queries import Panel, Values, listed, panels
 # How long everything may take to have values, once there is load.
 PATIENCE = 240.0
 BETWEEN = 30.0
+WELL_SECONDS = 180.0
 WINDOW = 15 * 60
 SOURCES = ("edge", "cloud")
 
@@ -121,6 +123,7 @@ def main() -> int:
         return 1
     print("Grafana's server is skipped: its queries are asked as it would ask them")
     try:
+        wait_all_well(WELL_SECONDS)  # after a boot
         with load():
             deadline = time.monotonic() + PATIENCE
             while True:
