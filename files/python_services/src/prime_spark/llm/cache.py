@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 from prime_spark.llm.metrics import LLMMetrics
 from prime_spark.llm.settings import BackendConfig, CacheConfig
 from prime_spark.llm.types import Answer, GenerateRequest
+from prime_spark.runtime.deadlines import Deadlines
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
-from prime_spark.runtime.service import within
 
 _log = structlog.get_logger(__name__)
 
@@ -23,6 +23,7 @@ _PREFIX = "llm:cache:"
 _SECONDS = 1.0  # a look-up is only worth while when it is quick
 _PAUSE_SECONDS = 5.0
 _NOT_IN_KEY = {"use_cache"}
+_IN_KEY = [name for name in GenerateRequest.__struct_fields__ if name not in _NOT_IN_KEY]
 
 
 class CachedAnswer(msgspec.Struct, frozen=True):
@@ -45,18 +46,17 @@ class ResponseCache:
         self._redis = redis
         self._config = config
         self._metrics = metrics
+        self._deadlines = Deadlines(_SECONDS)
         self._paused_until = float("-inf")
         # The same request means something else to other servers or other default models.
-        self._salt = [[backend.name, backend.url, backend.model] for backend in backends]
+        servers = [[backend.name, backend.url, backend.model] for backend in backends]
+        self._salt = msgspec.json.encode([servers, _IN_KEY])
 
     def key(self, request: GenerateRequest) -> str:
         """Return the key of `request`: everything that shapes the answer, hashed."""
-        fields = [
-            [name, getattr(request, name)]
-            for name in request.__struct_fields__
-            if name not in _NOT_IN_KEY
-        ]
-        return _PREFIX + hashlib.sha256(msgspec.json.encode([self._salt, fields])).hexdigest()
+        digest = hashlib.sha256(self._salt)
+        digest.update(msgspec.json.encode([getattr(request, name) for name in _IN_KEY]))
+        return _PREFIX + digest.hexdigest()
 
     async def get(self, request: GenerateRequest) -> CachedAnswer | None:
         """Return the kept answer to `request`, if there is one."""
@@ -82,7 +82,8 @@ class ResponseCache:
         if time.monotonic() < self._paused_until:
             return None
         try:
-            return await within(_SECONDS, call())
+            with self._deadlines.bound():
+                return await call()
         except REDIS_ERRORS as error:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             self._metrics.cache.labels("error").inc()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar, cast
 
@@ -10,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from prime_spark.memory.tier import Entry, TierDownError
+from prime_spark.runtime.deadlines import Deadlines
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class RedisTier:
     def __init__(self, client: Redis, max_bytes: int, seconds: float) -> None:
         self.max_bytes = max_bytes
         self._client = client
-        self._seconds = seconds
+        self._deadlines = Deadlines(seconds)
 
     async def get(self, key: str) -> Entry | None:
         """Return the entry, or None."""
@@ -58,10 +58,8 @@ class RedisTier:
 
     async def _call(self, call: Awaitable[T]) -> T:
         try:
-            async with asyncio.timeout(self._seconds):
+            with self._deadlines.bound():
                 return await call
-        except TimeoutError as error:
-            raise TierDownError(f"no answer within {self._seconds:g} s") from error
         except REDIS_ERRORS as error:
             raise _down(error) from error
 
