@@ -43,11 +43,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     topic: ClassVar[str]
 
     def __post_init__(self) -> None:
-        try:
-            in_utc = self.time.astimezone(UTC)
-        except OverflowError:
-            raise ValueError("time is outside the calendar once converted to UTC") from None
-        msgspec.structs.force_setattr(self, "time", in_utc)
+        if self.time.tzinfo is not UTC:
+            try:
+                in_utc = self.time.astimezone(UTC)
+            except OverflowError:
+                raise ValueError("time is outside the calendar once converted to UTC") from None
+            msgspec.structs.force_setattr(self, "time", in_utc)
         for key, value in self.metadata.items():
             _check_text(f"metadata key {key!r}", key)
             if isinstance(value, str):
@@ -170,11 +171,33 @@ def check_not_future(event: Event, now: datetime) -> None:
 
 def new_event_id(moment: datetime | None = None) -> UUID:
     """Return a UUIDv7: unique, and ordered by its millisecond of creation."""
+    return UUID(new_event_id_text(moment))
+
+
+def new_event_id_text(moment: datetime | None = None) -> str:
+    """Return a UUIDv7 as text, which is what most of them are needed as."""
     seconds = _time.time() if moment is None else moment.timestamp()
-    milliseconds = int(seconds * 1000) & (2**48 - 1)
-    random = int.from_bytes(os.urandom(10), "big")
-    value = milliseconds << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random % 2**62
-    return UUID(int=value)
+    time = f"{int(seconds * 1000) & (2**48 - 1):012x}"
+    try:
+        rest = _rests.pop()
+    except IndexError:
+        rest = _more_rests()
+    return f"{time[:8]}-{time[8:]}-{rest}"
+
+
+# Made in advance: asking the system for ten bytes at a time is what would take most of an id.
+_rests: list[str] = []
+os.register_at_fork(after_in_child=_rests.clear)
+
+
+def _more_rests() -> str:
+    """Make what follows the time in some ids; return one of them."""
+    digits = os.urandom(10 * 256).hex()
+    for start in range(0, len(digits), 20):
+        random = digits[start : start + 20]
+        variant = "89ab"[int(random[0], 16) & 3]
+        _rests.append(f"7{random[1:4]}-{variant}{random[4:7]}-{random[7:19]}")
+    return _rests.pop()
 
 
 def _check_text(what: str, text: str) -> None:
