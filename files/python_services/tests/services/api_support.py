@@ -221,6 +221,7 @@ class Api:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def audits(self, *actions: str) -> list[dict[str, Any]]:
+        self.http.get("/metrics")  # writes what the API has gathered
         return [line for line in self.log() if line.get("audit") in actions]
 
     def subsystems(self, user: str = "vera") -> dict[str, Any]:

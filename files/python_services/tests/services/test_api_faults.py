@@ -275,3 +275,18 @@ def test_stopping_finishes_the_requests_under_way(
             api.daemon.process.terminate()
             assert "event: done" in list(lines)
         assert api.daemon.process.wait(timeout=30) == 0
+
+
+def test_what_came_just_before_the_end_is_recorded(servers: Servers, tmp_path: Path) -> None:
+    """Events, an auditor's lines: gathered when the service is told to stop, and not lost."""
+    assert servers.kafka is not None
+    with running_api(servers, tmp_path) as api:
+        api.token("oscar")
+        eventually(lambda: api.subsystems()["kafka"]["status"] == "ok", 30)
+        answers = [set_value(api, f"last_{number}", number) for number in range(10)]
+        assert api.daemon.terminate() == 0
+        ids = {answer.headers["x-request-id"] for answer in answers}
+        lines = [line for line in api.log() if line.get("audit") == "memory_set"]
+        assert ids <= {line["request_id"] for line in lines}
+    records = read_all(servers.kafka, "analytics.events", 3)
+    assert ids <= {json.loads(record.value)["event_id"] for record in records}

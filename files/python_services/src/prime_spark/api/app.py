@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,8 +15,6 @@ from prime_spark.api.gate import Gate
 from prime_spark.api.routers import auth, health, llm, memory, tasks
 from prime_spark.api.services import Services
 from prime_spark.api.settings import LimitsConfig
-from prime_spark.events import ApiEvent
-from prime_spark.runtime.asgi import HttpMetrics
 
 _DESCRIPTION = """The HTTP API of the Prime Spark fleet.
 
@@ -39,9 +36,8 @@ def create_app(
     services: Services,
     limits: LimitsConfig,
     registry: CollectorRegistry,
-    record: Callable[[ApiEvent], object],
 ) -> Gate:
-    """Return the application; `record` is given an event for each request."""
+    """Return the application; `registry` is what /metrics shows."""
     app = FastAPI(
         title="Prime Spark API",
         version=__version__,
@@ -70,8 +66,6 @@ def create_app(
     return Gate(
         app,
         services,
-        HttpMetrics(registry),
-        record,
         body_bytes=limits.body_bytes,
         body_bytes_of=body_bytes_of,
     )

@@ -1,6 +1,6 @@
 """What an auditor wants to know: who logged in, who was refused, who changed what.
 
-Each record is a line in the journal (`audit` is its action), and the action stands in the metadata
+Each record is a line in the log (`audit` is its action), and the action stands in the metadata
 of the request's event, so that it can be asked for in the database too.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from fastapi import Request
 
 from prime_spark.api.exchange import exchange_of
-from prime_spark.runtime.logs import write_line
+from prime_spark.api.services import services_of
 
 
 def audit(request: Request, action: str, *, user: str | None = None, **about: object) -> None:
@@ -19,4 +19,4 @@ def audit(request: Request, action: str, *, user: str | None = None, **about: ob
     if user is not None:
         exchange.user = user
     line = {"audit": action, "user": exchange.user, "client": exchange.client, **about}
-    write_line("audit", {**line, "request_id": exchange.id})
+    services_of(request).journal.note({**line, "request_id": exchange.id})

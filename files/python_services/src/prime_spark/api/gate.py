@@ -1,6 +1,7 @@
 """The outermost ASGI layer: request id, size limits, security headers, metrics, events, log.
 
-All in one: each layer of its own would cost every request another pair of wrappers.
+All in one: each layer of its own would cost every request another pair of wrappers. What is noted
+of a request once it is answered is the journal's.
 """
 
 from __future__ import annotations
@@ -8,28 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import NamedTuple
-from uuid import UUID
+from collections.abc import Mapping
 
 import msgspec
-import structlog
 from starlette.exceptions import HTTPException
 
 from prime_spark.api.exchange import SCOPE_KEY, Exchange
 from prime_spark.api.services import SCOPE_KEY as SERVICES_KEY
 from prime_spark.api.services import Services
-from prime_spark.events import ApiEvent, Metadata, new_event_id
-from prime_spark.runtime.asgi import METHODS, Application, HttpMetrics, Message, Receive, Send
-
-_log = structlog.get_logger(__name__)
+from prime_spark.events import new_event_id_text
+from prime_spark.runtime.asgi import Application, Message, Receive, Send, endpoint_of, method_of
 
 DOCS_PREFIX = "/docs"
-_SLOW_SECONDS = 5.0
 _DRAIN_BYTES = 16 * 1024 * 1024
 _DRAIN_SECONDS = 3.0
-_NOT_EVENTS = frozenset({"/health", "/metrics"})
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -53,24 +46,20 @@ _DOCS_POLICY = (
 class Gate:
     """Every request comes and every answer goes through here; it brings along what routes use.
 
-    `record` is given an event for each answered request but the monitoring's own; it must not
-    block. `body_bytes` bounds bodies, `body_bytes_of` those of single paths.
+    `body_bytes` bounds bodies, `body_bytes_of` those of single paths.
     """
 
     def __init__(
         self,
         app: Application,
         services: Services,
-        metrics: HttpMetrics,
-        record: Callable[[ApiEvent], object],
         *,
         body_bytes: int,
         body_bytes_of: Mapping[str, int],
     ) -> None:
         self._app = app
         self._services = services
-        self._metrics = metrics
-        self._record = record
+        self._journal = services.journal
         self._body_bytes = body_bytes
         self._body_bytes_of = dict(body_bytes_of)
 
@@ -81,19 +70,18 @@ class Gate:
             return
         started = time.perf_counter()
         path = scope["path"]
-        event_id = new_event_id()
         client = scope["client"]
-        exchange = Exchange(str(event_id), client[0] if client else "")
+        exchange = Exchange(
+            new_event_id_text(), client[0] if client else "", method_of(scope), path
+        )
         scope[SCOPE_KEY] = exchange
         scope[SERVICES_KEY] = self._services
         policy = _DOCS_POLICY if path.startswith(DOCS_PREFIX) else _POLICY
         added = (*_HEADERS, policy, (b"x-request-id", exchange.id.encode()))
-        status = 500  # what the server answers when the application raises
 
         async def observe(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                exchange.status = message["status"]
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
@@ -105,46 +93,10 @@ class Gate:
             else:
                 await self._app(scope, receive, observe)
         finally:
-            seconds = time.perf_counter() - started
-            endpoint = self._metrics.observe(scope, status, seconds)
-            if path not in _NOT_EVENTS:
-                self._publish(scope, event_id, endpoint, _Answered(status, seconds))
-
-    def _publish(self, scope: Message, event_id: UUID, endpoint: str, answered: _Answered) -> None:
-        exchange: Exchange = scope[SCOPE_KEY]
-        method = scope["method"]
-        milliseconds = round(answered.seconds * 1000, 3)
-        metadata: Metadata = {"client": exchange.client}
-        if exchange.audit is not None:
-            metadata["audit"] = exchange.audit
-        self._record(
-            ApiEvent(
-                time=datetime.now(UTC),
-                event_id=event_id,
-                method=method if method in METHODS else "OTHER",
-                endpoint=endpoint,
-                status=answered.status,
-                duration_ms=milliseconds,
-                user_name=exchange.user,
-                metadata=metadata,
-            )
-        )
-        if answered.status >= 500 or answered.seconds >= _SLOW_SECONDS:
-            _log.warning(
-                "request",
-                request_id=exchange.id,
-                method=method,
-                endpoint=endpoint,
-                status=answered.status,
-                milliseconds=milliseconds,
-                user=exchange.user,
-                client=exchange.client,
-            )
-
-
-class _Answered(NamedTuple):
-    status: int
-    seconds: float
+            exchange.seconds = time.perf_counter() - started
+            exchange.answered = time.time()
+            exchange.endpoint = endpoint_of(scope)
+            self._journal.add(exchange)
 
 
 def _bounded(scope: Message, receive: Receive, limit: int) -> tuple[int, Receive]:

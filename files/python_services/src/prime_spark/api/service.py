@@ -17,6 +17,7 @@ from prime_spark.api.auth.service import Auth
 from prime_spark.api.auth.sessions import Sessions
 from prime_spark.api.auth.tokens import AccessTokens
 from prime_spark.api.auth.users import Users
+from prime_spark.api.journal import Journal
 from prime_spark.api.rates import Rates
 from prime_spark.api.services import Services
 from prime_spark.api.settings import ApiConfig
@@ -24,7 +25,7 @@ from prime_spark.api.subsystems import Watch
 from prime_spark.config import ConfigError, fail, read_credential, service_main
 from prime_spark.llm.router import LLMRouter
 from prime_spark.memory.memory import Memory
-from prime_spark.runtime.asgi import serve
+from prime_spark.runtime.asgi import HttpMetrics, serve
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.logs import configure_logging
 from prime_spark.runtime.redis_client import redis_client
@@ -50,7 +51,9 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
     publisher = EventPublisher(config.kafka, "prime-spark-api", config.publisher, REGISTRY)
     memory = Memory.from_config(config.memory)
     coordinator = AgentCoordinator(redis, config.coordinator)
-    llm = LLMRouter(config.llm, redis=redis, record=publisher.stream_llm_inference)
+    journal = Journal(HttpMetrics(REGISTRY), publisher)
+    kept = redis_client(config.redis, bounded=False)  # the cache bounds its calls itself
+    llm = LLMRouter(config.llm, redis=kept, record=journal.infer)
     health = Health("api")
     watch = Watch(
         health=health,
@@ -82,8 +85,9 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
         llm=llm,
         artifacts=Artifacts(config.artifacts),
         watch=watch,
+        journal=journal,
     )
-    app = create_app(services, config.limits, REGISTRY, publisher.stream_api_event)
+    app = create_app(services, config.limits, REGISTRY)
     await publisher.start()
     background = [
         asyncio.create_task(auth.watch(service, config.auth.revocations_seconds), name="sessions"),
@@ -94,8 +98,9 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
     finally:
         for task in background:
             task.cancel()
+        journal.write()
         await publisher.stop()
-        for closing in (llm.close(), memory.close(), redis.aclose()):
+        for closing in (llm.close(), memory.close(), kept.aclose(), redis.aclose()):
             await close_within(_CLOSE_SECONDS, closing)
 
 

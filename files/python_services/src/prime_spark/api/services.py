@@ -10,6 +10,7 @@ from fastapi import Request
 from prime_spark.agents.coordinator import AgentCoordinator
 from prime_spark.api.artifacts import Artifacts
 from prime_spark.api.auth.service import Auth
+from prime_spark.api.journal import Journal
 from prime_spark.api.rates import Rates
 from prime_spark.api.subsystems import Watch
 from prime_spark.llm.router import LLMRouter
@@ -31,6 +32,7 @@ class Services:
     llm: LLMRouter
     artifacts: Artifacts
     watch: Watch
+    journal: Journal
 
 
 def services_of(request: Request) -> Services:

@@ -66,10 +66,8 @@ class HttpMetrics:
         # Looking labels up is dearer than counting.
         self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    def observe(self, scope: Message, status: int, seconds: float) -> str:
-        """Note an answered request; return its endpoint."""
-        endpoint: str = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in METHODS else "OTHER"
+    def count(self, method: str, endpoint: str, status: int, seconds: float) -> None:
+        """Note an answered request; `method` and `endpoint` as of `method_of`, `endpoint_of`."""
         known = self._known.get((method, endpoint, status))
         if known is None:
             known = (
@@ -79,7 +77,18 @@ class HttpMetrics:
             self._known[method, endpoint, status] = known
         known[0].inc()
         known[1].observe(seconds)
-        return endpoint
+
+
+def method_of(scope: Message) -> str:
+    """Return the method as the metrics name it."""
+    method: str = scope["method"]
+    return method if method in METHODS else "OTHER"
+
+
+def endpoint_of(scope: Message) -> str:
+    """Return the template of the route that was found."""
+    endpoint: str = getattr(scope.get("route"), "path", "unmatched")
+    return endpoint
 
 
 class RequestMetrics:
@@ -106,7 +115,8 @@ class RequestMetrics:
         try:
             await self._app(scope, receive, observe)
         finally:
-            self._metrics.observe(scope, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._metrics.count(method_of(scope), endpoint_of(scope), status, seconds)
 
 
 def create_app(title: str, health: Health, registry: CollectorRegistry = REGISTRY) -> FastAPI:
