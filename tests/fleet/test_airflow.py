@@ -102,3 +102,23 @@ def test_samples_arrive_by_the_dag_while_ingest_is_stopped() -> None:
         " HAVING count(*) > 1"
     )
     assert twice == []
+
+
+@on("airflow")
+def test_old_runs_are_forgotten_and_the_others_kept(host: Host) -> None:
+    runs = "SELECT run_id FROM dag_run WHERE dag_id = 'edge_to_cloud_sync' AND state = 'success'"
+    old, kept = [row[0] for row in metadata(f"{runs} ORDER BY start_date LIMIT 2")]
+    for table in ("dag_run", "task_instance"):
+        metadata(
+            f"UPDATE {table} SET start_date = start_date - interval '60 days'"
+            f" WHERE dag_id = 'edge_to_cloud_sync' AND run_id = '{old}'"
+        )
+    logs = setting(name_of(host), "airflow", "airflow_data_directory")
+    log = f"{logs}/scheduler/old.log"
+    shell(host, 'mkdir -p "$(dirname "$1")" && touch --date "60 days ago" "$1"', log)
+    shell(host, "systemctl start prime-spark-airflow-clean.service")
+    left = {row[0] for row in metadata(runs)}
+    assert old not in left
+    assert kept in left
+    assert not host.file(log).exists
+    assert host.service("prime-spark-airflow-clean.timer").is_enabled
