@@ -74,7 +74,7 @@ class Journal:
                 self._publisher.stream_api_event(_event(exchange))
         for event in inferences:
             self._publisher.stream_llm_inference(event)
-        if lines:
+        if lines:  # last: nobody else's lot depends on whether the log can be written
             write_lines("audit", lines)
 
     def _write_soon(self, gathered: int) -> None:

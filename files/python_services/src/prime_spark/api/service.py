@@ -98,8 +98,10 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
     finally:
         for task in background:
             task.cancel()
-        journal.write()
-        await publisher.stop()
+        try:
+            journal.write()
+        finally:
+            await publisher.stop()
         for closing in (llm.close(), memory.close(), kept.aclose(), redis.aclose()):
             await close_within(_CLOSE_SECONDS, closing)
 
