@@ -21,6 +21,12 @@ options:
     type: list
     elements: str
     required: true
+  without_compose:
+    description: Supported distributions whose packages lack Docker's compose plugin; empty where
+      the host runs no containers, or where the inventory says where the plugin is to be had.
+    type: list
+    elements: str
+    default: []
   python:
     description: Lowest version of Python.
     type: str
@@ -103,6 +109,11 @@ def system_problems(facts: dict[str, Any], params: dict[str, Any]) -> list[str]:
     )
     if system not in params["systems"]:
         found.append(f"it runs {system}, expected one of {', '.join(params['systems'])}")
+    elif system in params["without_compose"]:
+        found.append(
+            f"{system} has no package of Docker's compose plugin: set docker_compose_plugin_url "
+            "and docker_compose_plugin_sha256 (a release of docker/compose for its architecture)"
+        )
     machine = str(facts.get("ansible_architecture"))
     if machine not in params["architectures"]:
         expected = ", ".join(params["architectures"])
@@ -237,6 +248,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "systems": {"type": "list", "elements": "str", "required": True},
+            "without_compose": {"type": "list", "elements": "str", "default": []},
             "architectures": {"type": "list", "elements": "str", "required": True},
             "python": {"type": "str", "required": True},
             "memory_mb": {"type": "int", "required": True},

@@ -13,6 +13,7 @@ MODULE: Any = sys.modules["prime_spark_modules.host_precheck"]
 
 PARAMS = {
     "systems": ["Debian 12", "Debian 13"],
+    "without_compose": [],
     "architectures": ["x86_64", "aarch64"],
     "python": "3.11",
 }
@@ -42,6 +43,15 @@ def test_a_supported_system_has_no_problem() -> None:
 def test_an_unsupported_system_is_named(change: dict[str, str], sentence: str) -> None:
     (problem,) = MODULE.system_problems({**FACTS, **change}, PARAMS)
     assert problem.startswith(sentence)
+
+
+def test_a_container_host_without_a_compose_plugin_is_told_what_to_set() -> None:
+    params = {**PARAMS, "without_compose": ["Debian 12"]}
+    assert MODULE.system_problems(FACTS, params) == []
+    bookworm = {**FACTS, "ansible_distribution_major_version": "12"}
+    assert MODULE.system_problems(bookworm, PARAMS) == []
+    (problem,) = MODULE.system_problems(bookworm, params)
+    assert "set docker_compose_plugin_url and docker_compose_plugin_sha256" in problem
 
 
 def test_python_has_to_be_new_enough() -> None:
