@@ -67,7 +67,8 @@ def change(arguments: argparse.Namespace) -> list[str]:
             said = [f"{name} is {arguments.role}"]
             said += [f"password, shown only now: {password}"] if made_up else []
         vault.write({**known, VARIABLE: json.dumps(users, sort_keys=True)})
-    return [*said, "bring it to the API: ansible-playbook site.yml --tags api"]
+    run = f"ansible-playbook -i {arguments.inventory} site.yml --tags api"
+    return [*said, f"bring it to the API: {run}"]
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,8 @@ def rotate(vault: Vault, references: References, secret: str, extra: list[str]) 
     going_on = begin(vault, references, secret)
     state = "going on with the rotation" if going_on else "made a new value"
     print(f"{secret}: {state}; roles {', '.join(roles)}")
-    again = f"`make rotate SECRET={secret}` goes on from here"
+    given = os.path.relpath(vault.inventory)
+    again = f"`make rotate SECRET={secret} INVENTORY={given}` goes on from here"
     status = play(vault.inventory, "site.yml", "--tags", ",".join([*roles, "verify"]), *extra)
     if status not in (0, UNREACHABLE):
         print(

@@ -192,9 +192,10 @@ def main() -> int:
         return 1
     print(text)
     segno.make(text, error="l").terminal(compact=True)
+    run = f"ansible-playbook -i {arguments.inventory} site.yml --tags wireguard"
     print(
         f"Shown once. {inventory.clients_file} has the public key: commit it, then run\n"
-        "ansible-playbook site.yml --tags wireguard, so that the hub knows the device."
+        f"{run}, so that the hub knows the device."
     )
     return 0
 

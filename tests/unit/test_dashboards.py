@@ -29,6 +29,12 @@ def test_committed_files_are_what_the_builder_makes() -> None:
     assert found == files(), "run `make dashboards`"
 
 
+def test_grafana_opens_with_one_of_them() -> None:
+    config = (OUTPUT.parent / "grafana.ini.j2").read_text()
+    (home,) = re.findall(r"^default_home_dashboard_path = .*/(.*)$", config, re.MULTILINE)
+    assert home in files()
+
+
 def test_the_dashboards_that_were_asked_for() -> None:
     panels = {
         board["title"]: {panel["title"] for panel in board["panels"]} for board in BOARDS.values()
