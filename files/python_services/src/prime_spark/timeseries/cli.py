@@ -53,7 +53,8 @@ class DbConfig(Config, frozen=True):
 
 
 async def _run(config: DbConfig, command: str, *, check: bool) -> Result | Maintenance:
-    connection = await _connect_patiently(config)
+    looks = check or command == "status"
+    connection = await _connect_patiently(config, extension=not looks)
     try:
         if command == "maintain":
             return await maintain(connection, config.maintenance)
@@ -88,12 +89,14 @@ async def _accepts(config: DbConfig, user: str, password: str) -> bool:
     return True
 
 
-async def _connect_patiently(config: DbConfig, password: str | None = None) -> Any:
+async def _connect_patiently(
+    config: DbConfig, password: str | None = None, *, extension: bool = True
+) -> Any:
     """Connect, waiting for a database that is still starting."""
     deadline = time.monotonic() + config.wait_seconds
     while True:
         try:
-            return await connect(config.database, "prime-spark-db", password)
+            return await connect(config.database, "prime-spark-db", password, extension=extension)
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError):
             if time.monotonic() >= deadline:
                 raise

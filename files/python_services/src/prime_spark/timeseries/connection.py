@@ -24,12 +24,22 @@ DATABASE_ERRORS = (
 
 
 async def connect(
-    config: DatabaseConfig, application: str, password: str | None = None, **options: Any
+    config: DatabaseConfig,
+    application: str,
+    password: str | None = None,
+    *,
+    extension: bool = True,
+    **options: Any,
 ) -> Any:
     """Return an asyncpg connection; raises OSError, TimeoutError or asyncpg.PostgresError.
 
-    The password is that of the credential unless one is given.
+    The password is that of the credential unless one is given. Without `extension` TimescaleDB's
+    library is not loaded: enough to look at plain tables, also while the extension still is of an
+    older release whose library is gone.
     """
+    settings = {"application_name": application, "timezone": "UTC"}
+    if not extension:
+        settings["timescaledb.disable_load"] = "on"
     return await asyncpg.connect(
         host=config.host,
         port=config.port,
@@ -37,7 +47,7 @@ async def connect(
         user=config.username,
         password=read_credential(config.credential) if password is None else password,
         timeout=_CONNECT_SECONDS,
-        server_settings={"application_name": application, "timezone": "UTC"},
+        server_settings=settings,
         **options,
     )
 
