@@ -65,18 +65,18 @@ class ResponseCache:
             found = None if data is None else msgspec.json.decode(data, type=CachedAnswer)
         except msgspec.DecodeError:
             found = None  # of another release
-        self._metrics.cache.labels("miss" if found is None else "hit").inc()
+        self._metrics.cache("miss" if found is None else "hit").inc()
         return found
 
     async def put(self, request: GenerateRequest, backend: str, answer: Answer) -> None:
         """Keep `answer`, unless it is too large."""
         data = msgspec.json.encode(CachedAnswer(backend, answer))
         if len(data) > self._config.max_bytes:
-            self._metrics.cache.labels("too_large").inc()
+            self._metrics.cache("too_large").inc()
             return
         seconds = self._config.ttl_seconds
         if await self._call("set", lambda: self._redis.set(self.key(request), data, ex=seconds)):
-            self._metrics.cache.labels("stored").inc()
+            self._metrics.cache("stored").inc()
 
     async def _call(self, what: str, call: Callable[[], Awaitable[Any]]) -> Any:
         if time.monotonic() < self._paused_until:
@@ -86,6 +86,6 @@ class ResponseCache:
                 return await call()
         except REDIS_ERRORS as error:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
-            self._metrics.cache.labels("error").inc()
+            self._metrics.cache("error").inc()
             _log.warning("response cache unusable", call=what, error=describe_redis_error(error))
             return None

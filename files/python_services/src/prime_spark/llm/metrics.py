@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -12,7 +14,7 @@ class LLMMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         prefix = "prime_spark_llm"
-        self.requests = Counter(
+        requests = Counter(
             f"{prefix}_requests", "Requests by outcome", ["source", "outcome"], registry=registry
         )
         self.attempts = Counter(
@@ -21,7 +23,7 @@ class LLMMetrics:
             ["backend", "outcome"],
             registry=registry,
         )
-        self.seconds = Histogram(
+        seconds = Histogram(
             f"{prefix}_request_seconds",
             "From the request to the end of its answer",
             ["source"],
@@ -34,9 +36,11 @@ class LLMMetrics:
             ["backend", "direction"],
             registry=registry,
         )
-        self.cache = Counter(
-            f"{prefix}_cache", "Look-ups and stores", ["outcome"], registry=registry
-        )
+        cached = Counter(f"{prefix}_cache", "Look-ups and stores", ["outcome"], registry=registry)
+        # Given the labels' values; looking them up each time is dearer than counting.
+        self.requests = cache(requests.labels)
+        self.seconds = cache(seconds.labels)
+        self.cache = cache(cached.labels)
         self.circuit_open = Gauge(
             f"{prefix}_circuit_open",
             "1 while a backend is left alone after failures",

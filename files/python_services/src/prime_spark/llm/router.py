@@ -170,8 +170,8 @@ class LLMRouter:
         self, journey: _Journey, source: Source, backend: str, answer: Answer
     ) -> GenerateResult:
         seconds = time.monotonic() - journey.started
-        self._metrics.requests.labels(source, "answered").inc()
-        self._metrics.seconds.labels(source).observe(seconds)
+        self._metrics.requests(source, "answered").inc()
+        self._metrics.seconds(source).observe(seconds)
         result = GenerateResult(
             text=answer.text,
             model=answer.model,
@@ -189,7 +189,7 @@ class LLMRouter:
     def _record_part(self, journey: _Journey, backend: Backend) -> None:
         """Record a streamed answer that broke off, or that nobody wanted to hear to its end."""
         source = backend.config.source
-        self._metrics.requests.labels(source, "interrupted").inc()
+        self._metrics.requests(source, "interrupted").inc()
         if self._record is not None:
             part = GenerateResult(
                 text="",
@@ -221,7 +221,7 @@ class LLMRouter:
     def _lost(self, journey: _Journey) -> LLMUnavailableError | LLMRejectedError:
         rejected = journey.rejections == len(self._backends)
         outcome = "rejected" if rejected else "unavailable"
-        self._metrics.requests.labels("none", outcome).inc()
+        self._metrics.requests("none", outcome).inc()
         kind = LLMRejectedError if rejected else LLMUnavailableError
         return kind(journey.reasons)
 

@@ -8,6 +8,7 @@ import gc
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from functools import cache
 from typing import Any
 
 import uvicorn
@@ -50,33 +51,27 @@ class HttpMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
+        requests = Counter(
             "fastapi_requests",
             "HTTP requests answered",
             ["method", "endpoint", "status"],
             registry=registry,
         )
-        self._seconds = Histogram(
+        seconds = Histogram(
             "fastapi_request_duration_seconds",
             "Time from the request to the end of the answer",
             ["method", "endpoint"],
             buckets=_BUCKETS,
             registry=registry,
         )
-        # Looking labels up is dearer than counting.
-        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        # Given the labels' values; looking them up each time is dearer than counting.
+        self._requests = cache(requests.labels)
+        self._seconds = cache(seconds.labels)
 
     def count(self, method: str, endpoint: str, status: int, seconds: float) -> None:
         """Note an answered request; `method` and `endpoint` as of `method_of`, `endpoint_of`."""
-        known = self._known.get((method, endpoint, status))
-        if known is None:
-            known = (
-                self._requests.labels(method, endpoint, str(status)),
-                self._seconds.labels(method, endpoint),
-            )
-            self._known[method, endpoint, status] = known
-        known[0].inc()
-        known[1].observe(seconds)
+        self._requests(method, endpoint, status).inc()
+        self._seconds(method, endpoint).observe(seconds)
 
 
 def method_of(scope: Message) -> str:

@@ -13,6 +13,7 @@ import itertools
 import time
 from collections import Counter as Counts
 from collections import deque
+from functools import cache
 from typing import Annotated
 
 import msgspec
@@ -70,7 +71,9 @@ class PublisherMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         prefix = "prime_spark_publisher"
-        self.events = Counter(f"{prefix}_events", "Events taken", ["topic"], registry=registry)
+        events = Counter(f"{prefix}_events", "Events taken", ["topic"], registry=registry)
+        # Given a topic; looking the label up each time is dearer than counting.
+        self.events = cache(events.labels)
         self.sent = Counter(
             f"{prefix}_sent", "Events acknowledged by Kafka", ["topic"], registry=registry
         )
@@ -87,13 +90,6 @@ class PublisherMetrics:
         self.connected = Gauge(
             f"{prefix}_connected", "1 while Kafka takes events", registry=registry
         )
-        self._taken: dict[str, Counter] = {}
-
-    def taken(self, topic: str) -> None:
-        """Count an event; looking up the labels each time is dearer than counting."""
-        if topic not in self._taken:
-            self._taken[topic] = self.events.labels(topic)
-        self._taken[topic].inc()
 
 
 class EventPublisher:
@@ -167,7 +163,7 @@ class EventPublisher:
         return PublisherHealth(self._connected, len(self._queue), self._dropped, detail)
 
     def _put(self, topic: str, event: Event, *, check: bool = True) -> bool:
-        self._metrics.taken(topic)
+        self._metrics.events(topic).inc()
         try:
             record = Record(topic, encode(event, check=check), event.key.encode())
         except EventError as error:
