@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field, StringConstraints
 
@@ -132,11 +132,13 @@ async def generate(request: Request, body: Generate) -> Any:
 
     `source` says where the answer came from, `cache` for one kept from the same request before.
     """
-    wanted = GenerateRequest(**body.model_dump(exclude={"stream"}))
+    wanted = GenerateRequest(**{name: value for name, value in body if name != "stream"})
     router_ = services_of(request).llm
     try:
         if not body.stream:
-            return _generated(await router_.generate(wanted))
+            result = await router_.generate(wanted)
+            # Encoded here: the model describes it, and would take much of what a kept answer costs.
+            return Response(msgspec.json.encode(_generated(result)), media_type="application/json")
         chunks = router_.stream(wanted)
         first = await anext(chunks)  # an error before the first token is still a status
     except LLMRejectedError as error:
@@ -177,7 +179,7 @@ async def _events(
                 if chunk.text:
                     yield _event("token", {"text": chunk.text})
                 if chunk.result is not None:
-                    yield _event("done", _generated(chunk.result).model_dump())
+                    yield _event("done", _generated(chunk.result))
                     return
                 chunk = await anext(chunks)
         except (LLMError, StopAsyncIteration) as error:
@@ -191,17 +193,18 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
 
 
-def _generated(result: GenerateResult) -> Generated:
-    return Generated(
-        response=result.text,
-        model=result.model,
-        source=result.source,
-        backend=result.backend,
-        input_tokens=result.input_tokens,
-        output_tokens=result.output_tokens,
-        finish_reason=result.finish_reason,
-        latency_ms=result.latency_ms,
-    )
+def _generated(result: GenerateResult) -> dict[str, Any]:
+    """Return what `Generated` describes."""
+    return {
+        "response": result.text,
+        "model": result.model,
+        "source": result.source,
+        "backend": result.backend,
+        "input_tokens": result.input_tokens,
+        "output_tokens": result.output_tokens,
+        "finish_reason": result.finish_reason,
+        "latency_ms": result.latency_ms,
+    }
 
 
 def _down(error: LLMUnavailableError) -> ApiError:
