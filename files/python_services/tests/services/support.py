@@ -185,8 +185,14 @@ def running(command: Command) -> Iterator[Daemon]:
 # -- PostgreSQL ---------------------------------------------------------------------------------
 
 
-def sql(server: PostgresServer, database: str, query: str, *arguments: object) -> list[Any]:
-    """Run one statement as the superuser."""
+def sql(
+    server: PostgresServer,
+    database: str,
+    query: str,
+    *arguments: object,
+    settings: Mapping[str, str] | None = None,
+) -> list[Any]:
+    """Run one statement as the superuser, with a session's settings."""
 
     async def go() -> list[Any]:
         connection = await asyncpg.connect(
@@ -195,6 +201,7 @@ def sql(server: PostgresServer, database: str, query: str, *arguments: object) -
             user=server.username,
             password=server.password,
             database=database,
+            server_settings=dict(settings or {}),
             timeout=10,
         )
         try:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from lab.servers import PostgresServer
@@ -68,22 +66,8 @@ def test_looking_does_not_need_the_extension_of_the_image(
     """After a new image a run updates the extension; what is predicted before has to work."""
     db.answer("migrate")
     name = db.config["database"]["name"]
-
-    async def record(version: str) -> None:
-        connection = await asyncpg.connect(
-            host=postgres.host,
-            port=postgres.port,
-            user=postgres.username,
-            password=postgres.password,
-            database=name,
-            server_settings={"timescaledb.disable_load": "on"},
-        )
-        await connection.execute(
-            f"UPDATE pg_extension SET extversion = '{version}' WHERE extname = 'timescaledb'"
-        )
-        await connection.close()
-
-    asyncio.run(record("2.19.2"))
+    older = "UPDATE pg_extension SET extversion = '2.19.2' WHERE extname = 'timescaledb'"
+    sql(postgres, name, older, settings={"timescaledb.disable_load": "on"})
     assert db.answer("status")["applied"] == MIGRATIONS
     assert not db.answer("migrate", "--check")["changed"]
     assert "could not access file" in db.run("migrate", expect=1).stderr
