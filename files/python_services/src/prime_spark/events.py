@@ -185,7 +185,7 @@ def new_event_id_text(moment: datetime | None = None) -> str:
     return f"{time[:8]}-{time[8:]}-{rest}"
 
 
-# Made in advance: asking the system for ten bytes at a time is what would take most of an id.
+# Made in advance, with one call of the system for many ids.
 _rests: list[str] = []
 os.register_at_fork(after_in_child=_rests.clear)
 

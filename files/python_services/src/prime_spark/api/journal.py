@@ -29,8 +29,8 @@ class Journal:
     """Gathers answered requests and an auditor's lines, and writes them a few at a time.
 
     One by one, each would bring code and data into the processor that the next request has driven
-    out again: written together they cost a third of it. `publisher` is given an event for each
-    request but the monitoring's own. What a process that is killed has gathered is lost with it.
+    out again. `publisher` is given an event for each request but the monitoring's own. What a
+    process that is killed has gathered is lost with it.
     """
 
     def __init__(self, metrics: HttpMetrics, publisher: EventPublisher) -> None:

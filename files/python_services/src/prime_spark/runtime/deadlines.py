@@ -10,9 +10,9 @@ from typing import Any, cast
 class Deadlines:
     """Bounds calls that may all take the same time, as `asyncio.timeout` would.
 
-    That makes a timer for each call and has the event loop sort them, which costs as much as a
-    good part of a call of Redis. Calls that may take equally long run out in the order in which
-    they began, so one timer that looks at the oldest is enough. Belongs to one event loop.
+    That makes a timer for each call and has the event loop sort them. Calls that may take equally
+    long run out in the order in which they began, so one timer that looks at the oldest is enough.
+    Belongs to one event loop.
     """
 
     def __init__(self, seconds: float) -> None:
