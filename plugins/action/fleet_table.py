@@ -98,5 +98,6 @@ class ActionModule(ActionBase):
         result.update(changed=False)
         if problems:
             things = "1 thing is" if len(problems) == 1 else f"{len(problems)} things are"
-            result.update(failed=True, msg=f"{things} wrong, see the lines above")
+            # Again: what a run ends with shows the message, the table may be far above.
+            result.update(failed=True, msg="\n".join([f"{things} wrong:", *problems]))
         return result
