@@ -164,6 +164,23 @@ def in_child(function: Callable[[], Any], timeout: float) -> Any:
     raise NasError(answer["error"])
 
 
+def make_once(path: str, content: bytes) -> bool:
+    """Make a file unless it is there; whether this call made it.
+
+    SFTP has no word for "exists": of two hosts that make a file at the same time, the second may be
+    told that it is not permitted to.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except OSError:
+        if os.path.exists(path):
+            return False
+        raise
+    os.write(handle, content)
+    os.close(handle)
+    return True
+
+
 # The bare mount point
 
 
@@ -413,17 +430,8 @@ class Mount:
     def sentinel(self) -> bool:
         """Make the sentinel where it is missing; whether it was."""
         path = os.path.join(self.params["mount_point"], self.params["sentinel"])
-
-        def make() -> bool:
-            try:
-                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
-                return False
-            os.write(handle, b"This directory is the NAS share; the local disk has no such file.\n")
-            os.close(handle)
-            return True
-
-        return bool(in_child(make, self.params["timeout"]))
+        content = b"This directory is the NAS share; the local disk has no such file.\n"
+        return bool(in_child(lambda: make_once(path, content), self.params["timeout"]))
 
     def look(self) -> tuple[bool, bool, str]:
         """Whether the share is mounted, whether the sentinel was made, and the line about it."""

@@ -29,8 +29,6 @@ BIN = Path(sys.executable).parent
 # `make test-full`: long forms too.
 FULL = os.environ.get("PRIME_SPARK_FULL") == "1"
 SYSTEM_PYTHON = "/usr/bin/python3"
-# The long forms of the tests, `make test-full`.
-FULL = os.environ.get("PRIME_SPARK_FULL") == "1"
 # SSH limits the length of a socket's path, so not below pytest's own directories.
 SOCKETS = Path(tempfile.gettempdir()) / f"prime-spark-fleet-{os.getpid()}"
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from testinfra.host import Host
 
-from tests.fleet.fleet import connect, members, name_of, on, shell
+from tests.fleet.fleet import ROOT, connect, members, name_of, on, probe, shell
 from tests.fleet.nas import (
     CLIENTS,
     MOUNT_POINT,
@@ -103,3 +108,28 @@ def test_what_one_host_writes_another_reads(writer: str, reader: str, key: str) 
 
 def test_there_are_two_hosts_to_share_with() -> None:
     assert len(CLIENTS) >= 2
+
+
+@pytest.fixture
+def directory() -> Iterator[str]:
+    """A directory on the share, removed afterwards."""
+    path = f"{MOUNT_POINT}/fleet-test-{uuid.uuid4()}"
+    shell(connect(CLIENTS[0]), 'mkdir "$1"', path)
+    yield path
+    shell(connect(CLIENTS[0]), 'rm -r "$1"', path)
+
+
+def test_hosts_that_mark_the_share_at_the_same_time_agree_on_who_did(directory: str) -> None:
+    """The roles of two hosts do, in every first run."""
+    spec = importlib.util.spec_from_file_location(
+        "nas_mount", ROOT / "plugins/modules/nas_mount.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    source, files, begin = inspect.getsource(module.make_once), 100, time.time() + 5
+    arguments = ("make_at_once", source, directory, str(begin), str(files), "0.05")
+    with ThreadPoolExecutor(len(CLIENTS)) as pool:
+        seen = list(pool.map(lambda name: probe(connect(name), *arguments), CLIENTS))
+    outcomes = sum(map(Counter, seen), Counter())
+    assert outcomes == {"made": files, "there": files * (len(CLIENTS) - 1)}
