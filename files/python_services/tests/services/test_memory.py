@@ -306,7 +306,7 @@ def test_silent_redis_costs_its_time_only_once(world: World) -> None:
                 assert 0.5 < time.monotonic() - started < 5
                 started = time.monotonic()
                 assert (await unavailable(memory.get("absent")))[0] == 1
-                assert time.monotonic() - started < 0.3, "it was left alone"
+                assert time.monotonic() - started < 1, "it was left alone"
             finally:
                 os.kill(world.redis.pid, signal.SIGCONT)
             await eventually_works(memory, 1)
@@ -373,7 +373,7 @@ def test_silent_database_costs_its_time_only_once(world: World, connected: bool)
                 assert 0.9 < time.monotonic() - started < 5
                 started = time.monotonic()
                 await unavailable(memory.get("absent"))
-                assert time.monotonic() - started < 0.25, "the tier rests"
+                assert time.monotonic() - started < 1, "the tier rests"
             finally:
                 for process in processes:
                     os.kill(process, signal.SIGCONT)

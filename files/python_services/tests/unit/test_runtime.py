@@ -158,7 +158,7 @@ def test_within() -> None:
             try:
                 await asyncio.sleep(3600)
             except asyncio.CancelledError:
-                await asyncio.sleep(0.2)  # as a client that flushes while being cancelled
+                await asyncio.sleep(30)  # as a client that flushes while being cancelled
                 raise
 
     async def go() -> float:
@@ -171,7 +171,7 @@ def test_within() -> None:
             await within(1, _fail())
         return loop.time() - started
 
-    assert asyncio.run(go()) < 0.15
+    assert asyncio.run(go()) < 10
 
 
 async def _fail() -> None:
