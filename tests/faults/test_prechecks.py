@@ -9,10 +9,11 @@ import pytest
 from tests.faults import site
 from tests.fleet.fleet import connect, members, setting, shell, vpn_address, wait_until
 
+# It accepts nothing: whoever asks the API for its metrics meanwhile must not end it.
 LISTEN = """
-import socket, sys
+import signal, socket, sys
 server = socket.create_server((sys.argv[1], int(sys.argv[2])))
-server.accept()
+signal.pause()
 """
 
 
