@@ -40,7 +40,7 @@ test-services: $(VENV)/.ready lab-tools ## The Python services against real serv
 	$(PY) -m lab.images
 	$(PY) -m pytest -q tests/images tests/releases tests/panels
 	cd files/python_services && rm -rf .coverage && mkdir .coverage && \
-	  PYTHONPATH=$(CURDIR) coverage run -m pytest -q tests/unit tests/services && \
+	  PYTHONPATH=$(CURDIR) coverage run -m pytest -q -n 2 --dist loadfile tests/unit tests/services && \
 	  coverage combine --quiet && coverage report
 
 mutate: $(VENV)/.ready lab-tools ## Break the services' code line by line: a test has to notice each time; ARGS="--only api/auth"
