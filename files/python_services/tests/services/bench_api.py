@@ -144,17 +144,22 @@ def _answers(url: str) -> bool:
         return False
 
 
-def compare(load: Load, ours: str, theirs: str, rounds: int) -> dict[str, float]:
-    """Print a table; return the ratios, the worst of the connection counts for each request."""
+def compare(
+    load: Load, requests: list[Request], urls: tuple[str, str], rounds: int
+) -> dict[str, float]:
+    """Print a table; return the ratios, the worst of the connection counts for each request.
+
+    `urls` are ours and the baseline's.
+    """
     heads = ("request", "conn", "ours req/s", "p50 ms", "p99 ms", "base req/s", "p50", "p99", "x")
     say("{:11} {:>4} {:>10} {:>7} {:>7} {:>10} {:>7} {:>7} {:>5}".format(*heads))
     worst: dict[str, float] = {}
     per_request: dict[str, float] = {}
-    for request in REQUESTS:
+    for request in requests:
         for connections in CONNECTIONS:
             pairs = []
             for number in range(rounds):
-                both = [(ours, 0), (theirs, 1)]
+                both = [(url, place) for place, url in enumerate(urls)]
                 results: list[Measured | None] = [None, None]
                 for url, place in both if number % 2 else reversed(both):
                     results[place] = load.run(url, request, connections)
@@ -177,11 +182,13 @@ def compare(load: Load, ours: str, theirs: str, rounds: int) -> dict[str, float]
                 f"{mine.p99:>7.2f} {base.rate:>10.0f} {base.p50:>7.2f} {base.p99:>7.2f} "
                 f"{ratio:>5.2f}",
             )
-    cost = per_request["me"] - per_request["health"]
-    say(
-        f"authentication costs about {cost:.0f} us a request in the baseline, where health takes "
-        f"{per_request['health']:.0f} us; {first_sight():.0f} us more when a token is first seen"
-    )
+    if {"me", "health"} <= per_request.keys():
+        cost = per_request["me"] - per_request["health"]
+        say(
+            f"authentication costs about {cost:.0f} us a request in the baseline, where health "
+            f"takes {per_request['health']:.0f} us; {first_sight():.0f} us more when a token is "
+            "first seen"
+        )
     return worst
 
 
@@ -216,6 +223,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kafka-rounds", type=int, default=3)
+    names = [request.name for request in REQUESTS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these requests")
     arguments = parser.parse_args()
     limits = dict.fromkeys(("login", "read", "write", "generate"), "1000000/second")
     with ExitStack() as stack:
@@ -238,13 +247,15 @@ def main() -> None:
         for url in (api.url, base):  # warm up
             for request in REQUESTS:
                 load.run(url, request, 16)
-        ratios = compare(load, api.url, base, arguments.rounds)
+        chosen = [request for request in REQUESTS if request.name in arguments.only]
+        ratios = compare(load, chosen, (api.url, base), arguments.rounds)
         dropped = api.subsystems()["kafka"]["dropped"]
         say(f"events dropped for want of room meanwhile: {dropped}")
         if arguments.kafka_rounds:
             p99 = kafka_away(load, api, kafka, arguments.kafka_rounds)
             say(f"memory_get p99 with kafka stopped / up: {p99:.2f}")
-        say(" ".join(f"overhead_{name}={ratios[name]:.2f}" for name in JUDGED))
+        judged = [name for name in JUDGED if name in ratios] or ratios
+        say(" ".join(f"overhead_{name}={ratios[name]:.2f}" for name in judged))
 
 
 if __name__ == "__main__":
