@@ -3,8 +3,10 @@
     python tests/services/bench_api.py [--seconds 2] [--rounds 5] [--kafka-rounds 3]
 
 Ours and the baseline (bench_baseline.py) are measured in turns, so that whatever else the machine
-does falls on both alike; a ratio is the median over the rounds. The last part compares the memory's
-p99 with Kafka up and with Kafka stopped, in turns too.
+does falls on both alike; a ratio is the median over the rounds. `x` is the baseline's requests per
+second over ours; `cpu` is our processor time per request over the baseline's, which other work on
+the machine hardly touches. The last part compares the memory's p99 with Kafka up and with Kafka
+stopped, in turns too.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 from redis import Redis
 
 HERE = Path(__file__).resolve().parent
@@ -75,12 +78,26 @@ JUDGED = ("health", "memory_get", "memory_set")
 
 
 @dataclass(frozen=True)
+class Target:
+    """A server: its address and its process."""
+
+    url: str
+    process: psutil.Process
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that it has used."""
+        used = self.process.cpu_times()
+        return float(used.user + used.system)
+
+
+@dataclass(frozen=True)
 class Measured:
-    """Requests per second; latencies in milliseconds."""
+    """Requests per second; latencies in milliseconds; processor time in microseconds a request."""
 
     rate: float
     p50: float
     p99: float
+    cpu: float
 
 
 class Load:
@@ -91,7 +108,7 @@ class Load:
         self._token = token
         self._seconds = seconds
 
-    def run(self, url: str, request: Request, connections: int) -> Measured:
+    def run(self, target: Target, request: Request, connections: int) -> Measured:
         """Send `request` for some seconds over so many connections."""
         script = self._folder / f"{request.name}.lua"
         lines = []
@@ -103,14 +120,23 @@ class Load:
         script.write_text("\n".join(lines) + "\n")
         command = ["wrk", "--threads", "1", "--connections", str(connections), "--latency"]
         command += ["--duration", f"{self._seconds}s", "--timeout", "10s"]
-        command += ["--script", str(script), url + request.path]
+        command += ["--script", str(script), target.url + request.path]
+        before = target.cpu_seconds()
         done = subprocess.run(command, capture_output=True, text=True, check=True)
+        used = target.cpu_seconds() - before
         bad = re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", done.stdout)
         if bad:
-            raise SystemExit(f"{url}{request.path}: {bad[0]}")
+            raise SystemExit(f"{target.url}{request.path}: {bad[0]}")
         rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+        count = re.search(r"(\d+) requests in", done.stdout)
         assert rate is not None, done.stdout
-        return Measured(float(rate[1]), _latency(done.stdout, 50), _latency(done.stdout, 99))
+        assert count is not None, done.stdout
+        return Measured(
+            float(rate[1]),
+            _latency(done.stdout, 50),
+            _latency(done.stdout, 99),
+            used * 1e6 / int(count[1]),
+        )
 
 
 def _latency(text: str, percent: int) -> float:
@@ -120,8 +146,8 @@ def _latency(text: str, percent: int) -> float:
 
 
 @contextmanager
-def baseline(redis_url: str, prompt: str, answer: object) -> Iterator[str]:
-    """The baseline's process; yields its address."""
+def baseline(redis_url: str, prompt: str, answer: object) -> Iterator[Target]:
+    """The baseline's process."""
     with Redis.from_url(redis_url) as redis:
         redis.set(f"baseline:{prompt}", json.dumps(answer))
     port = free_port()
@@ -131,7 +157,7 @@ def baseline(redis_url: str, prompt: str, answer: object) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         eventually(lambda: _answers(url), 30, "the baseline answers")
-        yield url
+        yield Target(url, psutil.Process(process.pid))
     finally:
         process.kill()
         process.wait()
@@ -145,31 +171,33 @@ def _answers(url: str) -> bool:
 
 
 def compare(
-    load: Load, requests: list[Request], urls: tuple[str, str], rounds: int
+    load: Load, requests: list[Request], targets: tuple[Target, Target], rounds: int
 ) -> dict[str, float]:
     """Print a table; return the ratios, the worst of the connection counts for each request.
 
-    `urls` are ours and the baseline's.
+    `targets` are ours and the baseline.
     """
-    heads = ("request", "conn", "ours req/s", "p50 ms", "p99 ms", "base req/s", "p50", "p99", "x")
-    say("{:11} {:>4} {:>10} {:>7} {:>7} {:>10} {:>7} {:>7} {:>5}".format(*heads))
+    heads = ("request", "conn", "ours req/s", "p50 ms", "p99 ms", "base req/s", "p50", "p99")
+    line = "{:11} {:>4} {:>10} {:>7} {:>7} {:>10} {:>7} {:>7} {:>5} {:>5}"
+    say(line.format(*heads, "x", "cpu"))
     worst: dict[str, float] = {}
     per_request: dict[str, float] = {}
     for request in requests:
         for connections in CONNECTIONS:
             pairs = []
             for number in range(rounds):
-                both = [(url, place) for place, url in enumerate(urls)]
+                both = [(target, place) for place, target in enumerate(targets)]
                 results: list[Measured | None] = [None, None]
-                for url, place in both if number % 2 else reversed(both):
-                    results[place] = load.run(url, request, connections)
+                for target, place in both if number % 2 else reversed(both):
+                    results[place] = load.run(target, request, connections)
                 pairs.append((results[0], results[1]))
             ratio = statistics.median(b.rate / a.rate for a, b in pairs if a and b)
+            processor = statistics.median(a.cpu / b.cpu for a, b in pairs if a and b)
             mine, base = (
                 Measured(
                     *(
                         statistics.median(getattr(pair[side], field) for pair in pairs)
-                        for field in ("rate", "p50", "p99")
+                        for field in ("rate", "p50", "p99", "cpu")
                     )
                 )
                 for side in (0, 1)
@@ -180,7 +208,7 @@ def compare(
             say(
                 f"{request.name:11} {connections:>4} {mine.rate:>10.0f} {mine.p50:>7.2f} "
                 f"{mine.p99:>7.2f} {base.rate:>10.0f} {base.p50:>7.2f} {base.p99:>7.2f} "
-                f"{ratio:>5.2f}",
+                f"{ratio:>5.2f} {processor:>5.2f}",
             )
     if {"me", "health"} <= per_request.keys():
         cost = per_request["me"] - per_request["health"]
@@ -200,15 +228,15 @@ def first_sight() -> float:
     return min(timeit.repeat(lambda: tokens.verify(token), number=count)) / count * 1e6
 
 
-def kafka_away(load: Load, api: Api, kafka: KafkaServer, rounds: int) -> float:
+def kafka_away(load: Load, api: Api, target: Target, kafka: KafkaServer, rounds: int) -> float:
     """Return the memory's p99 with Kafka stopped over its p99 with Kafka up."""
     request = next(item for item in REQUESTS if item.name == "memory_get")
     ratios = []
     for number in range(rounds):
-        up = load.run(api.url, request, 4).p99
+        up = load.run(target, request, 4).p99
         kafka.kill()
         eventually(lambda: api.subsystems()["kafka"]["status"] == "down", 30)
-        down = load.run(api.url, request, 4).p99
+        down = load.run(target, request, 4).p99
         kafka.start()
         eventually(lambda: api.subsystems()["kafka"]["status"] == "ok", 60)
         eventually(lambda: api.subsystems()["kafka"]["queued"] < 100, 60)
@@ -240,19 +268,21 @@ def main() -> None:
         for path, body in (("/api/memory/set", MEMORY_SET), ("/api/llm/generate", GENERATE)):
             answer = api.ask("POST", path, user="alice", json=body)
             assert answer.status_code == 200, answer.text
+        assert api.daemon.process is not None
+        ours = Target(api.url, psutil.Process(api.daemon.process.pid))
         base = stack.enter_context(baseline(redis.url, "Say hello", answer.json()))
         load = Load(folder, token, arguments.seconds)
         cores = os.cpu_count()
         say(f"{time.strftime('%Y-%m-%d')}, {cores} cores shared with the servers and wrk")
-        for url in (api.url, base):  # warm up
+        for target in (ours, base):  # warm up
             for request in REQUESTS:
-                load.run(url, request, 16)
+                load.run(target, request, 16)
         chosen = [request for request in REQUESTS if request.name in arguments.only]
-        ratios = compare(load, chosen, (api.url, base), arguments.rounds)
+        ratios = compare(load, chosen, (ours, base), arguments.rounds)
         dropped = api.subsystems()["kafka"]["dropped"]
         say(f"events dropped for want of room meanwhile: {dropped}")
         if arguments.kafka_rounds:
-            p99 = kafka_away(load, api, kafka, arguments.kafka_rounds)
+            p99 = kafka_away(load, api, ours, kafka, arguments.kafka_rounds)
             say(f"memory_get p99 with kafka stopped / up: {p99:.2f}")
         judged = [name for name in JUDGED if name in ratios] or ratios
         say(" ".join(f"overhead_{name}={ratios[name]:.2f}" for name in judged))
