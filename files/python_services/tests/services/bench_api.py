@@ -1,12 +1,11 @@
 """Requests per second and latency of the API against a baseline, with the load tool `wrk`.
 
-    python tests/services/bench_api.py [--seconds 2] [--rounds 5] [--kafka-rounds 3]
+    python tests/services/bench_api.py [--seconds 2] [--rounds 5] [--kafka-rounds 3] [--only NAME]
 
 Ours and the baseline (bench_baseline.py) are measured in turns, so that whatever else the machine
 does falls on both alike; a ratio is the median over the rounds. `x` is the baseline's requests per
-second over ours; `cpu` is our processor time per request over the baseline's, which other work on
-the machine hardly touches. The last part compares the memory's p99 with Kafka up and with Kafka
-stopped, in turns too.
+second over ours; `cpu` is our processor time per request over the baseline's. The last part
+compares the memory's p99 with Kafka up and with Kafka stopped, in turns too.
 """
 
 from __future__ import annotations
