@@ -72,6 +72,7 @@ synchronized:
   returned: always
 """
 
+import contextlib
 import ipaddress
 import os
 import shutil
@@ -177,22 +178,52 @@ def listeners(table: str, numbers: set[int]) -> list[tuple[str, int, str]]:
     return found
 
 
+def descriptors(pid: str) -> set[str]:
+    """What the descriptors of a process stand for; empty where it ended meanwhile."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            # A busy program closes files while they are looked through; that hides no other.
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
+
+
 def holders(inodes: set[str]) -> dict[str, tuple[str, str]]:
     """Inode to the command and the cgroup of the process that holds the socket."""
     found: dict[str, tuple[str, str]] = {}
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     for pid in filter(str.isdigit, os.listdir("/proc")):
+        held = wanted.keys() & descriptors(pid)
+        if not held:
+            continue
         try:
-            links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-            held = [inode for link, inode in wanted.items() if link in links]
-            if held:
-                with open(f"/proc/{pid}/comm", encoding="utf-8") as stream:
-                    command = stream.read().strip()
-                with open(f"/proc/{pid}/cgroup", encoding="utf-8") as stream:
-                    found.update(dict.fromkeys(held, (f"{command} ({pid})", stream.read())))
+            with open(f"/proc/{pid}/comm", encoding="utf-8") as stream:
+                command = stream.read().strip()
+            with open(f"/proc/{pid}/cgroup", encoding="utf-8") as stream:
+                cgroup = stream.read()
         except OSError:
             continue  # It ended meanwhile.
+        found.update((wanted[link], (f"{command} ({pid})", cgroup)) for link in held)
     return found
+
+
+def listening(numbers: set[int]) -> list[tuple[str, int, str, str]]:
+    """Address, port, command and cgroup of whoever listens on one of the ports."""
+    # A unit that restarts takes its socket away between the two looks; a socket that nobody
+    # holds at the second look as well is the kernel's own, like the one of an NFS server.
+    for last in (False, True):
+        sockets = []
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            # A kernel without IPv6 has one table only.
+            with contextlib.suppress(OSError), open(table, encoding="ascii") as stream:
+                sockets += listeners(stream.read(), numbers)
+        held = holders({inode for _, _, inode in sockets})
+        if last or all(inode in held for _, _, inode in sockets):
+            break
+    return [
+        (address, port, *held.get(inode, ("a program", ""))) for address, port, inode in sockets
+    ]
 
 
 def conflict(wanted: str, taken: str) -> bool:
@@ -205,20 +236,12 @@ def port_problems(ports: list[dict[str, Any]]) -> list[str]:
     """Ports that somebody else listens on; a service of ours may hold its own."""
     if not ports:
         return []
-    sockets = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(table, encoding="ascii") as stream:
-                sockets += listeners(stream.read(), {entry["port"] for entry in ports})
-        except OSError:
-            continue  # A kernel without IPv6.
-    held = holders({inode for _, _, inode in sockets})
+    taken = listening({entry["port"] for entry in ports})
     found = []
     for entry in ports:
-        for address, port, inode in sockets:
+        for address, port, command, cgroup in taken:
             if port != entry["port"] or not conflict(entry["address"], address):
                 continue
-            command, cgroup = held.get(inode, ("a program", ""))
             if f"/{entry['unit']}" not in cgroup:
                 found.append(
                     f"{command} listens on {address}:{port}, which {entry['role']} needs; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from typing import Any
 
@@ -90,6 +91,47 @@ def test_a_foreign_program_on_a_port_is_found(family: socket.AddressFamily) -> N
         if family == socket.AF_INET:
             assert MODULE.port_problems([{**wanted, "address": "127.0.0.2"}]) == []
     assert MODULE.port_problems([wanted]) == []
+
+
+def test_a_program_that_opens_and_closes_files_all_the_time_still_holds_its_port() -> None:
+    busy = "\n".join(
+        [
+            "import os, socket",
+            "server = socket.create_server(('127.0.0.1', 0))",
+            "print(server.getsockname()[1], flush=True)",
+            "while True:",
+            "    for fd in [os.open('/dev/null', os.O_RDONLY) for _ in range(50)]:",
+            "        os.close(fd)",
+        ]
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", busy], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert program.stdout is not None
+        port = int(program.stdout.readline())
+        for _ in range(50):
+            ((_, _, command, _),) = MODULE.listening({port})
+            assert command.endswith(f"({program.pid})")
+    finally:
+        program.kill()
+        program.communicate()
+
+
+def test_a_socket_that_left_between_the_looks_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        looks = []
+
+        def restarting(inodes: set[str]) -> dict[str, tuple[str, str]]:
+            looks.append(inodes)
+            server.close()  # As a unit's process that ends after the table was read.
+            return {}
+
+        monkeypatch.setattr(MODULE, "holders", restarting)
+        wanted = {"port": port, "address": "127.0.0.1", "role": "api", "unit": "x.service"}
+        assert MODULE.port_problems([wanted]) == []
+    assert [len(inodes) for inodes in looks] == [1, 0]
 
 
 @pytest.mark.parametrize(
