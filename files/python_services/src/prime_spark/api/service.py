@@ -28,7 +28,7 @@ from prime_spark.memory.memory import Memory
 from prime_spark.runtime.asgi import HttpMetrics, serve
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.logs import configure_logging
-from prime_spark.runtime.redis_client import redis_client
+from prime_spark.runtime.redis_client import redis_client, shared_redis_client
 from prime_spark.runtime.service import Service, close_within, run_service
 from prime_spark.streaming.publisher import EventPublisher
 from prime_spark.vpn import VPNManager
@@ -52,7 +52,7 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
     memory = Memory.from_config(config.memory)
     coordinator = AgentCoordinator(redis, config.coordinator)
     journal = Journal(HttpMetrics(REGISTRY), publisher)
-    kept = redis_client(config.redis, bounded=False)  # the cache bounds its calls itself
+    kept = shared_redis_client(config.redis)
     llm = LLMRouter(config.llm, redis=kept, record=journal.infer)
     health = Health("api")
     watch = Watch(

@@ -14,13 +14,11 @@ from redis.asyncio import Redis
 from prime_spark.llm.metrics import LLMMetrics
 from prime_spark.llm.settings import BackendConfig, CacheConfig
 from prime_spark.llm.types import Answer, GenerateRequest
-from prime_spark.runtime.deadlines import Deadlines
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
 
 _log = structlog.get_logger(__name__)
 
 _PREFIX = "llm:cache:"
-_SECONDS = 1.0  # a look-up is only worth while when it is quick
 _PAUSE_SECONDS = 5.0
 _NOT_IN_KEY = {"use_cache"}
 _IN_KEY = [name for name in GenerateRequest.__struct_fields__ if name not in _NOT_IN_KEY]
@@ -46,7 +44,6 @@ class ResponseCache:
         self._redis = redis
         self._config = config
         self._metrics = metrics
-        self._deadlines = Deadlines(_SECONDS)
         self._paused_until = float("-inf")
         # The same request means something else to other servers or other default models.
         servers = [[backend.name, backend.url, backend.model] for backend in backends]
@@ -82,8 +79,7 @@ class ResponseCache:
         if time.monotonic() < self._paused_until:
             return None
         try:
-            with self._deadlines.bound():
-                return await call()
+            return await call()
         except REDIS_ERRORS as error:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             self._metrics.cache("error").inc()

@@ -22,7 +22,7 @@ from prime_spark.memory.nas_tier import NasTier
 from prime_spark.memory.redis_tier import RedisTier
 from prime_spark.memory.settings import FastTierConfig, MemoryConfig
 from prime_spark.memory.tier import Entry, Guard, Tier
-from prime_spark.runtime.redis_client import redis_client
+from prime_spark.runtime.redis_client import shared_redis_client
 
 _log = structlog.get_logger(__name__)
 
@@ -78,10 +78,9 @@ class Memory:
     @classmethod
     def from_config(cls, config: MemoryConfig) -> Self:
         """Build the tiers; connects to nothing yet."""
-        seconds = config.fast.timeout_seconds
-        client = redis_client(config.redis, timeout=seconds, bounded=False)
+        client = shared_redis_client(config.redis, timeout=config.fast.timeout_seconds)
         return cls(
-            RedisTier(client, config.fast.max_bytes, seconds),
+            RedisTier(client, config.fast.max_bytes),
             NasTier(config.nas),
             DatabaseTier(config.database),
             config.fast,

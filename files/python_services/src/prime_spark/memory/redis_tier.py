@@ -9,7 +9,6 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from prime_spark.memory.tier import Entry, TierDownError
-from prime_spark.runtime.deadlines import Deadlines
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
 
 T = TypeVar("T")
@@ -22,14 +21,13 @@ _BYTES = b"b"
 
 
 class RedisTier:
-    """Keeps each entry as one string `memory:<key>`. A call takes `seconds` at most."""
+    """Keeps each entry as one string `memory:<key>`. The client bounds how long a call takes."""
 
     name = "redis"
 
-    def __init__(self, client: Redis, max_bytes: int, seconds: float) -> None:
+    def __init__(self, client: Redis, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._client = client
-        self._deadlines = Deadlines(seconds)
 
     async def get(self, key: str) -> Entry | None:
         """Return the entry, or None."""
@@ -58,8 +56,7 @@ class RedisTier:
 
     async def _call(self, call: Awaitable[T]) -> T:
         try:
-            with self._deadlines.bound():
-                return await call
+            return await call
         except REDIS_ERRORS as error:
             raise _down(error) from error
 

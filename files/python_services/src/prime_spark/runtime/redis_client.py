@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -9,29 +11,34 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError
 
 from prime_spark.config import RedisConfig, read_credential
+from prime_spark.runtime.shared_redis import SharedRedis
 
 # What a Redis operation raises: away, restarting, refusing, full.
 REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 
 
-def redis_client(config: RedisConfig, *, timeout: float = 1.0, bounded: bool = True) -> Redis:
+def redis_client(config: RedisConfig, *, timeout: float = 1.0) -> Redis:
     """Return a client that answers in bytes and waits at most `timeout` seconds for each step.
-
-    Without `bounded` only for a connection: the caller bounds each call as a whole, which costs a
-    fraction of what the client's own limits do (on Python 3.11 a task for each command).
 
     A pooled connection that Redis has closed meanwhile (it was restarted) is replaced within the
     same call, once. A command that timed out is not repeated: Redis may be slow because of it.
     """
-    return Redis(
-        host=config.host,
-        port=config.port,
-        username=config.username,
-        password=read_credential(config.credential),
-        socket_timeout=timeout if bounded else None,
-        socket_connect_timeout=timeout,
-        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-    )
+    return Redis(socket_timeout=timeout, socket_connect_timeout=timeout, **_options(config))
+
+
+def shared_redis_client(config: RedisConfig, *, timeout: float = 1.0) -> SharedRedis:
+    """Return a client as `redis_client` does, for many callers at a time and plain commands."""
+    return SharedRedis(seconds=timeout, **_options(config))
+
+
+def _options(config: RedisConfig) -> dict[str, Any]:
+    return {
+        "host": config.host,
+        "port": config.port,
+        "username": config.username,
+        "password": read_credential(config.credential),
+        "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+    }
 
 
 def describe_redis_error(error: BaseException) -> str:
