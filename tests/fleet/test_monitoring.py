@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.parse
+from functools import partial
 from typing import Any
 
 import pytest
@@ -123,16 +124,33 @@ def test_a_host_tells_of_its_peers_containers_units_and_nas(host: Host) -> None:
 
 
 def test_servers_are_seen_by_their_exporters() -> None:
+    def values(expression: str) -> set[str]:
+        return {s["value"][1] for s in query(expression)}
+
+    def labels(expression: str, label: str) -> set[str]:
+        return {s["metric"][label] for s in query(expression)}
+
+    # One that another test restarted a moment ago is seen at its exporter's next look.
     for expression in (
         'pg_up{job="postgres"}',
         'redis_up{job="redis"}',
         'kafka_brokers{job="kafka"}',
     ):
-        assert {s["value"][1] for s in query(expression)} == {"1"}, expression
-    groups = {s["metric"]["consumergroup"] for s in query("kafka_consumergroup_lag_sum")}
-    assert "prime-spark-ingest" in groups
-    devices = query("prime_spark_device_newest_sample_timestamp_seconds")
-    assert {d["metric"]["device_id"] for d in devices} == set(members("telemetry"))
+        fleet.wait_until(
+            expression, partial(values, expression), SCRAPES, lambda seen: seen == {"1"}
+        )
+    fleet.wait_until(
+        "the lag of ingest",
+        lambda: labels("kafka_consumergroup_lag_sum", "consumergroup"),
+        SCRAPES,
+        lambda groups: "prime-spark-ingest" in groups,
+    )
+    fleet.wait_until(
+        "the newest sample of every device",
+        lambda: labels("prime_spark_device_newest_sample_timestamp_seconds", "device_id"),
+        SCRAPES,
+        lambda devices: devices == set(members("telemetry")),
+    )
 
 
 def test_exporters_may_only_look() -> None:
