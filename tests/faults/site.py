@@ -49,6 +49,6 @@ def run(*arguments: str, seconds: float = 600) -> Run:
     recap = {}
     for line in done.stdout.partition("PLAY RECAP")[2].splitlines()[1:]:
         name, colon, counts = line.partition(" : ")
-        if colon:
+        if colon and counts.lstrip().startswith("ok="):
             recap[name.strip()] = {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", counts)}
     return Run(f"{done.stdout}{done.stderr}", done.returncode, time.monotonic() - started, recap)
