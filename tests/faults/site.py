@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import time
 from typing import NamedTuple
 
 from tests.fleet import fleet
+from tests.fleet.recap import recap_of
 
 
 class Run(NamedTuple):
@@ -46,9 +46,6 @@ def run(*arguments: str, seconds: float = 600) -> Run:
         text=True,
         timeout=seconds,
     )
-    recap = {}
-    for line in done.stdout.partition("PLAY RECAP")[2].splitlines()[1:]:
-        name, colon, counts = line.partition(" : ")
-        if colon and counts.lstrip().startswith("ok="):
-            recap[name.strip()] = {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", counts)}
-    return Run(f"{done.stdout}{done.stderr}", done.returncode, time.monotonic() - started, recap)
+    seconds_taken = time.monotonic() - started
+    output = f"{done.stdout}{done.stderr}"
+    return Run(output, done.returncode, seconds_taken, recap_of(done.stdout))

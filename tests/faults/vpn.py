@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.fleet import fleet
 from tests.fleet.fleet import connect, members, query, shell, variables
+from tests.fleet.recap import recap_of
 
 INTERFACE = "wg0"
 PENDING = "/etc/wireguard/revert/state.json"
@@ -82,10 +83,7 @@ def play(*arguments: str, overlay: Path | None = None) -> tuple[int, str]:
 
 def changed(output: str) -> dict[str, int]:
     """Number of changed tasks by host, out of the recap."""
-    recap = output.partition("PLAY RECAP")[2]
-    return {
-        name: int(count) for name, count in re.findall(r"^(\S+) +:.*changed=(\d+)", recap, re.M)
-    }
+    return {name: counts["changed"] for name, counts in recap_of(output).items()}
 
 
 def apply(*arguments: str, overlay: Path | None = None) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.fleet import fleet
 from tests.fleet.fleet import connect, members, shell, variables
+from tests.fleet.recap import recap_of
 
 pytestmark = pytest.mark.tags
 
@@ -72,13 +73,8 @@ def play(*arguments: str) -> tuple[str, dict[str, Recap]]:
     )
     output = f"{done.stdout}{done.stderr}"
     assert done.returncode == 0, f"site.yml {' '.join(arguments)}: {output[-4000:]}"
-    recap = {}
-    for line in done.stdout.partition("PLAY RECAP")[2].splitlines()[1:]:
-        name, colon, counts = line.partition(" : ")
-        if colon:
-            found = dict(re.findall(r"(\w+)=(\d+)", counts))
-            recap[name.strip()] = Recap(*(int(found[field]) for field in Recap._fields))
-    return output, recap
+    recap = recap_of(done.stdout).items()
+    return output, {n: Recap(*(counts[field] for field in Recap._fields)) for n, counts in recap}
 
 
 def changes(output: str) -> list[str]:
