@@ -8,7 +8,7 @@ LAB := $(PY) -m lab
 RECORD := $(or $(PRIME_SPARK_LAB_DIR),/var/lib/prime-spark-lab)/site-runs.jsonl
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo site test test-full check test-services test-fleet test-faults test-panels test-alerts test-lab \
+.PHONY: help demo site drift test test-full check test-services test-fleet test-faults test-panels test-alerts test-lab \
         lab-up lab-down lab-destroy lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools dashboards \
         bench-converge bench-ingest bench-telemetry bench-api bench-memory mutate secrets rotate api-user pin-images \
         wireguard-client lock
@@ -29,6 +29,9 @@ test: check test-services lab-destroy test-fleet test-faults test-lab ## Everyth
 
 test-full: ## As test, every fault in its long form (hours)
 	PRIME_SPARK_FULL=1 $(MAKE) test
+
+drift: $(VENV)/.ready ## Is every host what the last run left? ARGS="--json"; INVENTORY=inventories/production
+	@$(PY) tools/drift.py --inventory $(or $(INVENTORY),inventories/lab) $(ARGS)
 
 $(VENV)/.prometheus: tools/prometheus-tools $(VENV)/.ready
 	@tools/prometheus-tools

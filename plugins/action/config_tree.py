@@ -34,8 +34,7 @@ class ActionModule(ActionBase):
         """The task's arguments with every tree turned into files and directories."""
         arguments = dict(self._task.args)
         trees = arguments.pop("trees", None) or []
-        # Delegated, the tree belongs to the role on this host, and not to one of that other host.
-        arguments["role"] = "" if self._task.delegate_to else self.role_name(task_vars)
+        arguments.update(self.owner(task_vars))
         for key in ("files", "secret_files", "directories"):
             arguments[key] = list(arguments.get(key) or [])
         if arguments.get("state") == "absent":
@@ -51,6 +50,12 @@ class ActionModule(ActionBase):
             arguments["secret_files" if tree.get("secret") else "files"] += files
             arguments["directories"] += directories
         return arguments
+
+    def owner(self, task_vars: dict[str, Any]) -> dict[str, str]:
+        """The role and the run that a module notes for what it brings up."""
+        # Delegated, it belongs to the role on this host, and not to one of that other host.
+        role = "" if self._task.delegate_to else self.role_name(task_vars)
+        return {"role": role, "run": str((task_vars.get("fleet_plan") or {}).get("run", ""))}
 
     @staticmethod
     def role_name(task_vars: dict[str, Any]) -> str:

@@ -19,14 +19,13 @@ class ActionModule(ConfigTree):
     def module_arguments(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         if self._task.check_mode:
             arguments: dict[str, Any] = super().module_arguments(task_vars)
-            del arguments["role"]
             if wanted := arguments.get("release_files"):
                 arguments["release_digest"] = self.digest_of(str(wanted))
             return arguments
         arguments = dict(self._task.args)
         for key in ("trees", "files", "secret_files"):
             arguments.pop(key, None)
-        return arguments
+        return {**arguments, **self.owner(task_vars)}
 
     def digest_of(self, below: str) -> str:
         """Hash over the files of a directory of the services' sources, as the module makes it."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+
+# Ansible makes module_utils importable on hosts only, not for its own plugins.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+
+from prime_spark_inventory.plan import Selection
 
 # A host that has not answered by then is away; what comes later has the patience of ansible.cfg.
 CONNECT_SECONDS = 10
@@ -46,6 +53,7 @@ class ActionModule(ActionBase):
         host = (task_vars or {})["inventory_hostname"]
         arguments = dict(self._task.args)
         tolerance = float(arguments.pop("clock_seconds", 5))
+        arguments["roles"] = self.roles(host, task_vars or {})
         self.connect_alone()
         before = time.time()
         try:
@@ -66,8 +74,16 @@ class ActionModule(ActionBase):
             sentences = "; ".join(problems)
             result.update(failed=True, msg=f"{host}: {sentences}. Nothing on it was changed.")
         else:
-            result["ansible_facts"] = seen["ansible_facts"]
+            result.update({key: seen[key] for key in ("ansible_facts", "drift", "recorded")})
         return result
+
+    @staticmethod
+    def roles(host: str, task_vars: dict[str, Any]) -> list[str]:
+        """The roles of the host that this run may play."""
+        stamps = (task_vars.get("inventory_validation") or {}).get("stamps") or {}
+        tags, skipped = task_vars["ansible_run_tags"], task_vars["ansible_skip_tags"]
+        asked = Selection(list(tags), list(skipped), full=False, whole=True)
+        return [r for r, wanted in stamps.items() if host in wanted["hosts"] and asked.plays(r)[0]]
 
     def connect_alone(self) -> None:
         """Let one attempt decide, on a connection that is shared with nobody.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible import __version__
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
@@ -27,15 +28,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 from prime_spark_inventory import Fleet, Role, judge
 from prime_spark_inventory.addresses import listening
 from prime_spark_inventory.fleet import SECRET, expected
+from prime_spark_inventory.stamps import Stamps
 from prime_spark_inventory.values import check_value
 
+# In C where there is one: the files of all roles are read at the start of every run.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MISSING = re.compile(r"'(\w+)' is undefined")
 
 
 class ActionModule(ActionBase):
     """Arguments: ``needs`` (role to the roles it needs; ``name@host`` means on the same host),
     ``single`` (roles that one host at most may have), ``units`` (role to the unit that listens on
-    its port). Returns ``ports``: by host, what its roles will listen on."""
+    its port), ``hosts`` (role to further groups whose hosts its play covers). Returns ``ports``: by
+    host, what its roles will listen on; and ``stamps``, by which a later run sees that nothing that
+    decides about a role has changed."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -64,7 +70,36 @@ class ActionModule(ActionBase):
             result.update(failed=True, msg=msg)
         else:
             result["ports"] = listening(fleet, self._task.args.get("units", {}))
+            result["stamps"] = self.stamps(fleet, variables)
         return result
+
+    def stamps(self, fleet: Fleet, task_vars: Mapping[str, Any]) -> dict[str, Any]:
+        """By role, ``hosts`` to stamps and the ``facts`` that have to be added to these."""
+        groups, hostvars = task_vars["groups"], task_vars["hostvars"]
+
+        def resolve(host: str, name: str) -> Any:
+            try:
+                templar = self._templar.copy_with_new_env(
+                    available_variables={**fleet.raw[host], "hostvars": hostvars}
+                )
+                return templar.template(fleet.raw[host][name])
+            except AnsibleError as error:
+                return str(error)
+
+        root = Path(self.roles_directory()).parent
+        defaults = {role.name: role.defaults for role in fleet.roles.values()}
+        stamps = Stamps(root, fleet.raw, groups, defaults, __version__, resolve)
+        members = {
+            role: sorted({h for group in [role, *also] for h in groups.get(group, [])})
+            for role in fleet.roles
+            for also in [self._task.args.get("hosts", {}).get(role, [])]
+        }
+        found = {}
+        for role, hosts in members.items():
+            if hosts:
+                by_host, facts = stamps.of(role, hosts)
+                found[role] = {"hosts": by_host, "facts": facts}
+        return found
 
     def remedy(self, task_vars: Mapping[str, Any]) -> str:
         """The command that makes a secret, with the inventory's directory as one types it."""
@@ -106,7 +141,7 @@ class ActionModule(ActionBase):
         if not os.path.exists(path):
             return None
         with open(path, encoding="utf-8") as stream:
-            return yaml.safe_load(stream)
+            return yaml.load(stream, Loader=LOADER)
 
     def gather(self, fleet: Fleet, hostvars: Any) -> set[str]:
         """Fill ``fleet.values``; returns the names of the secrets that roles need."""

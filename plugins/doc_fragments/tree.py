@@ -1,4 +1,7 @@
-"""Options of the modules that write files: ``tree`` what is written, ``tree.owned`` whose it is."""
+"""Options that modules share.
+
+``tree``: what is written; ``tree.owned``: how it is kept; ``tree.role``: whose it is.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +44,26 @@ options:
     type: list
     elements: list
     default: []
-  role:
-    description: Role that this belongs to, for the record; set by the action plugin.
-    type: str
-    default: ""
+  watch:
+    description: What else belongs to it and is compared by the drift probe, C(paths), C(users) and
+      C(groups). What is there when the role has been played is what is expected.
+    type: dict
+    default: {}
   absent:
     description: Further paths that O(state=absent) removes, directories with all that is in them.
     type: list
     elements: path
     default: []
+"""
+
+    ROLE = r"""
+options:
+  role:
+    description: Role that this belongs to, for the record; set by the action plugin.
+    type: str
+    default: ""
+  run:
+    description: Identifier of the run, for the record; set by the action plugin.
+    type: str
+    default: ""
 """

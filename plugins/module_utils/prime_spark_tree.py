@@ -19,8 +19,17 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, forget_role
 
 RECORD_DIR = "/var/lib/prime-spark/trees"
+# Where drop-ins of a unit lie: an administrator's, `systemctl edit --runtime`, `set-property`.
+UNIT_DIRECTORIES = (
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/etc/systemd/system.control",
+    "/run/systemd/system.control",
+)
+UNIT_SUFFIXES = (".service", ".timer", ".mount", ".automount", ".socket", ".path")
 
 FILE_OPTIONS: dict[str, dict[str, Any]] = {
     "path": {"type": "path", "required": True},
@@ -41,6 +50,10 @@ DIRECTORY_OPTIONS: dict[str, dict[str, Any]] = {
     "mode": {"type": "str", "default": "0755"},
     "purge": {"type": "bool", "default": False},
 }
+WATCH_OPTIONS: dict[str, dict[str, Any]] = {
+    kind: {"type": "list", "elements": "str", "default": []}
+    for kind in ("paths", "users", "groups")
+}
 TREE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "required": True},
     "files": {"type": "list", "elements": "dict", "default": [], "options": FILE_OPTIONS},
@@ -59,7 +72,8 @@ TREE_ARGUMENTS: dict[str, dict[str, Any]] = {
         "options": DIRECTORY_OPTIONS,
     },
     "validate": {"type": "list", "elements": "list", "default": []},
-    "role": {"type": "str", "default": ""},
+    **OWNER_ARGUMENTS,
+    "watch": {"type": "dict", "default": {}, "options": WATCH_OPTIONS},
     "absent": {"type": "list", "elements": "path", "default": []},
 }
 
@@ -138,6 +152,10 @@ class Difference:
 
     def __bool__(self) -> bool:
         return bool(self.write or self.attributes or self.make or self.remove)
+
+    def disturbs(self) -> bool:
+        """Whether the tree's consumers may have read something else than what is wanted."""
+        return bool(self.write or self.remove)
 
     def sentences(self) -> list[str]:
         lines = [f"directory {d.path}" for d in self.make]
@@ -227,12 +245,32 @@ def remove_path(path: str) -> None:
         os.unlink(path)
 
 
+def drop_ins(path: str) -> list[str]:
+    """Files that change a unit of ours from outside its file; empty where ``path`` is no unit.
+
+    What the owner adds to a unit of a distribution's package stays: its file is not ours.
+    """
+    directory, name = os.path.split(path)
+    if directory != UNIT_DIRECTORIES[0] or not name.endswith(UNIT_SUFFIXES):
+        return []
+    found = []
+    for place in UNIT_DIRECTORIES:
+        folder = os.path.join(place, f"{name}.d")
+        if os.path.isdir(folder):
+            found += [os.path.join(folder, leaf) for leaf in sorted(os.listdir(folder))]
+    return found
+
+
 class Tree:
     """The wanted files of one owner, and the record of what was written for it before."""
 
     def __init__(self, params: dict[str, Any], record_dir: str = RECORD_DIR) -> None:
         self.name: str = params["name"]
         self.role: str = params.get("role") or ""
+        self.run: str = params.get("run") or ""
+        self.watch: dict[str, list[str]] = {
+            kind: names for kind, names in (params.get("watch") or {}).items() if names
+        }
         self.files = tree_files(params)
         self.directories = [
             Directory(
@@ -307,6 +345,8 @@ class Tree:
                     if path not in kept
                     and not any(want.startswith(path + os.sep) for want in wanted | kept)
                 )
+        for file in self.files:
+            unwanted.update(path for path in drop_ins(file.path) if path not in wanted)
         return sorted(path for path in unwanted if os.path.lexists(path))
 
     def diff(self, found: Difference) -> list[dict[str, str]]:
@@ -402,6 +442,7 @@ class Tree:
         record = {**self.record, **entries}
         if self.role:
             record["role"] = self.role
+            record["run"] = self.run or None
         record = {key: value for key, value in record.items() if value is not None}
         if record == self.record:
             return
@@ -415,7 +456,31 @@ class Tree:
         """Where prime_spark_undo notes what was there before."""
         return self.record_path.removesuffix(".json") + ".before"
 
+    def managed(self) -> dict[str, Any]:
+        """What the tree has on the host, as the drift probe compares it (prime_spark_state)."""
+        kept = {file.path for file in self.files} | {d.path for d in self.directories}
+        return {
+            "files": {
+                file.path: [file.digest, f"{file.mode:04o}", file.owner, file.group]
+                for file in self.files
+            },
+            "directories": {
+                entry.path: [
+                    f"{entry.mode:04o}",
+                    entry.owner,
+                    entry.group,
+                    sorted(path for path in kept if path.startswith(entry.path + os.sep))
+                    if entry.purge
+                    else None,
+                ]
+                for entry in self.directories
+            },
+            "watch": self.watch,
+        }
+
     def forget(self) -> None:
+        if self.role:
+            forget_role(self.role)
         for path in (self.record_path, self.before_path):
             if os.path.exists(path):
                 os.unlink(path)

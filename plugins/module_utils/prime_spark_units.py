@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import time
@@ -17,6 +18,15 @@ def run(argv: list[str]) -> str:
     if done.returncode != 0:
         raise TreeError(f"`{' '.join(argv)}` failed: {(done.stderr or done.stdout).strip()}")
     return done.stdout
+
+
+def printed(argv: list[str]) -> str:
+    """A digest of what a command prints; empty where it fails or is not there."""
+    try:
+        done = subprocess.run([str(word) for word in argv], capture_output=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return hashlib.sha256(done.stdout).hexdigest() if done.returncode == 0 else ""
 
 
 def unit_states(units: list[str]) -> dict[str, dict[str, str]]:

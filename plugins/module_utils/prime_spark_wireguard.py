@@ -356,3 +356,43 @@ def known_peers(path: str = KNOWN_PEERS) -> dict[str, dict[str, Any]]:
         return {peer["name"]: peer for peer in record.get("peers", [])}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def observed(name: str, expected: dict[str, Any]) -> dict[str, str]:
+    """What the drift probe compares of an interface: text by name, secrets as digests.
+
+    ``expected["forward_rule"]`` is the rule of iptables that lets peers reach each other, empty
+    where the host forwards nothing. The endpoint of a peer is left out: it may move.
+    """
+
+    def digest(*words: str) -> str:
+        return hashlib.sha256("\0".join(words).encode()).hexdigest()
+
+    running = running_interface(name)
+    if running is None:
+        raise WireGuardError("it is not there")
+    names = {peer["public_key"]: who for who, peer in known_peers(KNOWN_PEERS).items()}
+    shown = json.loads(run(["ip", "-json", "address", "show", "dev", name]))[0]
+    routes = json.loads(run(["ip", "-json", "-4", "route", "show", "dev", name]) or "[]")
+    path = f"/etc/wireguard/{name}.conf"
+    seen = {
+        "the configuration": digest(read_text(path) or "", oct(os.stat(path).st_mode)),
+        "the record of the peers": digest(read_text(KNOWN_PEERS) or ""),
+        "the key": running.public_key,
+        "the port": str(running.listen_port),
+        "the MTU": str(shown.get("mtu")),
+        "the addresses": " ".join(
+            sorted(f"{entry['local']}/{entry['prefixlen']}" for entry in shown["addr_info"])
+        ),
+        "the routes": " ".join(sorted(str(route["dst"]) for route in routes)),
+    }
+    for key, peer in running.peers.items():
+        allowed = sorted(peer.allowed_ips)
+        text = digest(peer.preshared_key, *allowed, str(peer.keepalive))
+        seen[f"peer {names.get(key, key)}"] = f"{key} {text}"
+    if expected["forward_rule"]:
+        rule = ["iptables", "-w", "-C", *expected["forward_rule"]]
+        there = subprocess.run(rule, capture_output=True, check=False).returncode == 0
+        forwards = (read_text("/proc/sys/net/ipv4/ip_forward") or "0").strip()
+        seen["forwarding"] = f"{there} {forwards}"
+    return seen

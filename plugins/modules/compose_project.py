@@ -13,11 +13,13 @@ description:
     plugin adds a hash of C(config/<service>/) to the project's environment as
     C(CONFIG_HASH_<SERVICE>); put it into a label of the service, and a changed configuration file
     restarts that service alone.
+  - A service whose files were changed behind the run's back is restarted once they are back, or
+    told to reload, since it may have read them.
   - A project whose containers all run, healthy and as wanted, is left alone.
   - A new definition that does not come up healthy fails the task, and where an earlier one was
     healthy its files and containers come back. The next run tries again.
   - Two runs never work on one project at the same time; the second waits for the first.
-extends_documentation_fragment: [tree, tree.owned]
+extends_documentation_fragment: [tree, tree.owned, tree.role]
 options:
   name:
     description: Name of the project and of its directory.
@@ -89,11 +91,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.prime_spark_tree import (
     TREE_ARGUMENTS,
+    Difference,
     Tree,
     TreeError,
     TreeModule,
@@ -153,6 +157,11 @@ def docker_state() -> str:
     return "up" if asked.returncode == 0 else "down"
 
 
+def service_of(sentence: str) -> str:
+    """The service that a sentence of `Project.differences` is about."""
+    return sentence.split()[1].rstrip(":")
+
+
 class Project:
     """The compose project as Docker on this host sees it."""
 
@@ -192,6 +201,17 @@ class Project:
                 "status": entry["Status"],
             }
         return found
+
+    def needed(self, disturbed: list[str], source: str | None = None) -> list[str]:
+        """As `differences`, and the restarts of what may have read files that were disturbed."""
+        found = self.differences(source)
+        touched = {service_of(sentence) for sentence in found}
+        services = self.wanted(source)
+        return found + [
+            f"restart {service}: its files were changed behind its back"
+            for service in disturbed
+            if service in services and service not in touched
+        ]
 
     @property
     def filter(self) -> str:
@@ -243,13 +263,14 @@ class Project:
         ]
         return found
 
-    def up(self, wait_timeout: int) -> None:
+    def up(self, wait_timeout: int, restart: list[str] | None = None) -> None:
+        """Bring every service up, restart those that ``restart`` names, wait until all is well."""
         unhealthy = [s for s, c in self.containers().items() if "(unhealthy)" in c["status"]]
         deadline = time.monotonic() + wait_timeout
         # Bring up first, wait afterwards: a pull's time is not the start's time.
         self.compose("up", "--detach", "--remove-orphans", "--quiet-pull")
-        if unhealthy:
-            self.compose("restart", *unhealthy, check=False)
+        if again := sorted({*unhealthy, *(restart or [])}):
+            self.compose("restart", *again, check=False)
         while True:
             waiting = {
                 service: container["status"]
@@ -312,12 +333,33 @@ def validate_in(images: list[dict[str, Any]], source: str, name: str, pull: bool
     return deferred
 
 
+def disturbed(found: Difference, directory: str, live: dict[str, list[str]]) -> list[list[str]]:
+    """Services whose files are put back: those to restart, and those that read them again.
+
+    ``live`` are the paths by service that it reads again without a restart.
+    """
+    prefix = os.path.join(directory, "config") + os.sep
+    restart: set[str] = set()
+    reload: set[str] = set()
+    for path in [*(file.path for file in found.write), *found.remove]:
+        if not path.startswith(prefix):
+            continue
+        service, _, below = path.removeprefix(prefix).partition(os.sep)
+        reads = any(f"{below}/".startswith(f"{path}/") for path in live.get(service, []))
+        (reload if reads else restart).add(service)
+    return [sorted(restart), sorted(reload)]
+
+
 class Reloads:
     """What running services have to be told to read again."""
 
-    def __init__(self, tree: Tree, params: dict[str, Any]) -> None:
+    def __init__(self, tree: Tree, params: dict[str, Any], disturbed: Sequence[str] = ()) -> None:
         self._entries = {entry["service"]: entry for entry in params["reload"] if entry["url"]}
-        self._loaded = dict(tree.record.get("loaded") or {})
+        self._loaded = {
+            service: digest
+            for service, digest in (tree.record.get("loaded") or {}).items()
+            if service not in disturbed
+        }
         self.wanted = {
             service: self._digest(tree, f"{params['directory']}/config/{service}", entry["paths"])
             for service, entry in self._entries.items()
@@ -334,7 +376,7 @@ class Reloads:
 
     def pending(self, started: list[str]) -> list[str]:
         """Services that have not loaded what is wanted; ``started`` are about to, or just did."""
-        fresh = {sentence.split()[1].rstrip(":") for sentence in started}
+        fresh = {service_of(sentence) for sentence in started}
         return [
             service
             for service, digest in sorted(self.wanted.items())
@@ -359,8 +401,10 @@ class Reloads:
 
 def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     project = Project(tree.name, module.params["directory"])
-    reloads = Reloads(tree, module.params)
     found = tree.difference()
+    live = {entry["service"]: entry["paths"] for entry in module.params["reload"]}
+    restart, reload = disturbed(found, project.directory, live)
+    reloads = Reloads(tree, module.params, reload)
     changes = found.sentences()
     result: dict[str, Any] = {"diff": tree.diff(found)}
     docker_is = docker_state()
@@ -377,19 +421,20 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
             judges = module.params["validate_in"]
             deferred = validate_in(judges, source, tree.name, pull=not module.check_mode)
             if module.check_mode:
-                needed = project.differences(source)
+                needed = project.needed(restart, source)
                 changes += needed + [f"reload {s}" for s in reloads.pending(needed)] + deferred
                 return {**result, "changed": bool(changes), "changes": changes}
     if module.check_mode:
-        needed = project.differences()
+        needed = project.needed(restart)
         changes += needed + [f"reload {service}" for service in reloads.pending(needed)]
         return {**result, "changed": bool(changes), "changes": changes}
     before = remember(tree, found, []) if found or noted(tree) else None
     try:
         tree.apply(found)
-        needed = project.differences()
+        needed = project.needed(restart)
         if needed:
-            project.up(module.params["wait_timeout"])
+            again = [service_of(s) for s in needed if s.startswith("restart ")]
+            project.up(module.params["wait_timeout"], again)
         told = reloads.pending(needed)
         reloads.tell(told)
     except (TreeError, OSError) as error:
@@ -403,6 +448,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         files=sorted(file.path for file in tree.files),
         directories=sorted(directory.path for directory in tree.directories) or None,
         applied=tree.fingerprint(),
+        managed={**tree.managed(), "project": tree.name},
     )
     settle(tree)
     changes += needed + [f"reload {service}" for service in told]

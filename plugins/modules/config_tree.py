@@ -9,7 +9,9 @@ short_description: Write a set of files, then apply them and restart their units
 description:
   - Compares, validates and writes all files of one owner in a single remote run, and removes the
     files that it wrote earlier and that are no longer wanted.
-  - Restarts on difference, not on event. A fingerprint of everything the consumers see is recorded
+  - Restarts on difference, not on event. A file that was changed behind the run's back is such a
+    difference, too, since what was started meanwhile may have read it.
+  - A fingerprint of everything the consumers see is recorded
     after they came up healthy; while it differs from what is wanted, every run applies again. A
     restart that an interrupted run still owed is therefore made up for by the next one.
   - A tree that fails to come up goes back; the files, links and units that were there before are
@@ -17,7 +19,7 @@ description:
     stays as it is.
   - Two runs never work on one tree at the same time; the second waits for the first.
   - Use it through the action plugin of the same name, which renders C(trees) from templates.
-extends_documentation_fragment: [tree, tree.owned]
+extends_documentation_fragment: [tree, tree.owned, tree.role]
 options:
   name:
     description: Name of the tree, unique on the host; the record's file name.
@@ -54,6 +56,12 @@ options:
       yet leaves the validation to the run, and says so.
     type: list
     elements: path
+    default: []
+  loaded:
+    description: Commands (argument lists) that print what the units have loaded into the kernel.
+      The units are restarted when one prints something else than after their last start.
+    type: list
+    elements: list
     default: []
   health:
     description: Gate after a start. C(url) has to answer 200, within C(timeout) seconds.
@@ -99,7 +107,13 @@ from ansible.module_utils.prime_spark_tree import (
     switch_link,
 )
 from ansible.module_utils.prime_spark_undo import Before, locked, remember, settle
-from ansible.module_utils.prime_spark_units import journal, run, unit_states, wait_healthy
+from ansible.module_utils.prime_spark_units import (
+    journal,
+    printed,
+    run,
+    unit_states,
+    wait_healthy,
+)
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **TREE_ARGUMENTS,
@@ -117,6 +131,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "units": {"type": "list", "elements": "str", "default": []},
     "fingerprint": {"type": "str", "default": ""},
     "needs": {"type": "list", "elements": "path", "default": []},
+    "loaded": {"type": "list", "elements": "list", "default": []},
     "health": {
         "type": "dict",
         "options": {
@@ -146,7 +161,11 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     wanted = tree.fingerprint(extra)
     units: list[str] = params["units"]
     states = unit_states(units)
-    stale = tree.record.get("applied") != wanted
+    loaded = tree.record.get("loaded") or {}
+    unloaded = [
+        words for argv in params["loaded"] if loaded.get(words := " ".join(argv)) != printed(argv)
+    ]
+    stale = tree.record.get("applied") != wanted or found.disturbs() or bool(unloaded)
     acting = bool(units or params["apply"])
     down = [
         unit
@@ -179,7 +198,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     if module.check_mode:
         return result
     if not changes:
-        tree.save()
+        record_applied(tree, params, wanted)
         settle(tree)
         return result
 
@@ -197,15 +216,26 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
             settle(tree)
             raise
         raise TreeError(f"{error}\n{go_back(tree, before, params)}") from None
+    record_applied(tree, params, wanted)
+    settle(tree)
+    return result
+
+
+def record_applied(tree: Tree, params: dict[str, Any], wanted: str) -> None:
+    """Record what came up healthy, and what the drift probe compares."""
+    managed = tree.managed()
+    managed["links"] = {link["path"]: link["target"] for link in params["links"]}
+    managed["units"] = params["units"]
+    managed["loaded"] = params["loaded"]
     tree.save(
         files=sorted(file.path for file in tree.files),
         directories=sorted(directory.path for directory in tree.directories) or None,
         applied=wanted,
-        units=units,
+        units=params["units"],
         links=sorted(link["path"] for link in params["links"]) or None,
+        loaded={" ".join(argv): printed(argv) for argv in params["loaded"]} or None,
+        managed=managed,
     )
-    settle(tree)
-    return result
 
 
 def activate(params: dict[str, Any], disabled: list[str], restart: list[str], stale: bool) -> None:
@@ -217,6 +247,8 @@ def activate(params: dict[str, Any], disabled: list[str], restart: list[str], st
         for argv in params["apply"]:
             run([str(word) for word in argv])
     if disabled:
+        # A unit of a package that somebody masked cannot be enabled.
+        subprocess.run(["systemctl", "unmask", "--quiet", "--", *disabled], capture_output=True)
         run(["systemctl", "enable", "--quiet", "--", *disabled])
     if restart:
         # A unit that gave up earlier (start limit) has to get a fresh chance.

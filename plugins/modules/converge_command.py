@@ -16,7 +16,7 @@ description:
     O(secret_files) are laid out in a private directory for it, which is removed afterwards.
   - Where the command cannot look in check mode, because its program or its server is not there yet,
     the task is C(changed) and says what it was deferred for. Outside check mode that is an error.
-extends_documentation_fragment: [tree]
+extends_documentation_fragment: [tree, tree.role]
 options:
   argv:
     description: The command. C({stage}) stands for the directory of the staged files in check mode,
@@ -35,6 +35,9 @@ options:
     default: {}
   stdin:
     description: Text for the command's standard input; never shown.
+    type: str
+  check_stdin:
+    description: Text for its standard input in check mode, where that has to be another one.
     type: str
   changed_prefix:
     description: The command prints lines, and those that begin so are changes. Without it the
@@ -78,13 +81,14 @@ changes:
 
 import glob
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import tempfile
 from typing import Any
 
+from ansible.module_utils.prime_spark_command import CommandError, execute
+from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
 from ansible.module_utils.prime_spark_tree import (
     TREE_ARGUMENTS,
     TreeModule,
@@ -94,10 +98,12 @@ from ansible.module_utils.prime_spark_tree import (
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **{key: TREE_ARGUMENTS[key] for key in ("files", "secret_files", "directories")},
+    **OWNER_ARGUMENTS,
     "argv": {"type": "list", "elements": "str", "required": True},
     "check_argv": {"type": "list", "elements": "str", "default": []},
     "environment": {"type": "dict", "default": {}},
     "stdin": {"type": "str", "no_log": True},
+    "check_stdin": {"type": "str", "no_log": True},
     "changed_prefix": {"type": "str"},
     "project": {"type": "str"},
     "release": {"type": "path"},
@@ -105,10 +111,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "release_digest": {"type": "str"},
     "timeout": {"type": "int", "default": 300},
 }
-
-
-class CommandError(Exception):
-    """The command failed or said nothing that can be understood."""
 
 
 def project_runs(name: str) -> bool:
@@ -150,58 +152,9 @@ def other_data(params: dict[str, Any]) -> bool:
     return [digest_of(path) for path in found] != [params["release_digest"]]
 
 
-def changes_in(output: str, prefix: str | None) -> list[str]:
-    """The changes that the command names; raises CommandError when it names none properly."""
-    if prefix is not None:
-        return [
-            line.removeprefix(prefix).strip()
-            for line in output.splitlines()
-            if line.startswith(prefix)
-        ]
-    try:
-        answer = json.loads(output)
-        changed = answer["changed"]
-    except (ValueError, KeyError, TypeError):
-        raise CommandError(f"expected one JSON object with `changed`, seen: {output!r}") from None
-    if not changed:
-        return []
-    sentences = [
-        str(sentence)
-        for key in ("changes", "applied", "pending", "grants")
-        for sentence in answer.get(key) or []
-    ]
-    return sentences or ["changed"]
-
-
-def execute(params: dict[str, Any], stage: str, check_mode: bool) -> list[str]:
-    """Run the command; the changes that it made, or would make."""
-    words = [*params["argv"], *(params["check_argv"] if check_mode else [])]
-    argv = [word.replace("{stage}", stage) for word in words]
-    environment = {
-        key: str(value).replace("{stage}", stage) for key, value in params["environment"].items()
-    }
-    shown = " ".join(word.replace("{stage}", "") for word in words)
-    try:
-        done = subprocess.run(
-            argv,
-            input=params["stdin"] or "",
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, **environment},
-            timeout=params["timeout"],
-            cwd="/",
-        )
-    except FileNotFoundError:
-        raise CommandError(f"{argv[0]} is not installed: run the role without --check") from None
-    except subprocess.TimeoutExpired:
-        raise CommandError(f"`{shown}` did not end within {params['timeout']} s") from None
-    if done.returncode != 0:
-        raise CommandError(f"`{shown}` failed: {(done.stderr or done.stdout).strip()}")
-    try:
-        return changes_in(done.stdout, params["changed_prefix"])
-    except CommandError as error:
-        raise CommandError(f"`{shown}`: {error}") from None
+def asked(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters for check mode."""
+    return params if params["check_stdin"] is None else {**params, "stdin": params["check_stdin"]}
 
 
 def predict(params: dict[str, Any]) -> list[str]:
@@ -214,20 +167,30 @@ def predict(params: dict[str, Any]) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="prime-spark-check-", dir="/run") as stage:
         stage_files(tree_files(params), stage)
         try:
-            return execute(params, stage, check_mode=True)
+            changes: list[str] = execute(params, stage, check_mode=True)
+            return changes
         except CommandError as error:
             if params["release"] and not os.path.isdir(params["release"]):
                 return [f"deferred: the new release is not installed yet, the old one says {error}"]
             raise
 
 
+def note_question(params: dict[str, Any]) -> None:
+    """Note what to ask later to see whether all still matches."""
+    keys = ("argv", "check_argv", "environment", "changed_prefix", "timeout")
+    question = {key: params[key] for key in keys}
+    question["stdin"] = params["stdin"] if params["check_stdin"] is None else params["check_stdin"]
+    note(params, "command", {params["argv"][0] + " " + params["argv"][-1]: question})
+
+
 def main() -> None:
     module = TreeModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
         if module.check_mode:
-            changes = predict(module.params)
+            changes = predict(asked(module.params))
         else:
             changes = execute(module.params, "", check_mode=False)
+            note_question(module.params)
     except (CommandError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=bool(changes), changes=changes)

@@ -44,6 +44,11 @@ options:
     type: list
     elements: path
     default: [/etc, /opt, /var/lib]
+  roles:
+    description: Roles of this host whose manifests are compared with it.
+    type: list
+    elements: str
+    default: []
   ports:
     description: TCP ports that services of ours will listen on.
     type: list
@@ -59,6 +64,17 @@ options:
 RETURN = r"""
 problems:
   description: One sentence for each reason not to provision this host.
+  type: list
+  elements: str
+  returned: always
+drift:
+  description: By role, the manifest's stamp, nonce, seal and digest, and what differs from it.
+    Without a manifest a role is not in it.
+  type: dict
+  returned: always
+recorded:
+  description: Names of the roles that left records on this host, sorted. Nothing else is looked at,
+    so what was not written by a role of this repository is never named.
   type: list
   elements: str
   returned: always
@@ -79,11 +95,13 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.facts import ansible_collector, default_collectors
 from ansible.module_utils.facts.namespace import PrefixFactNamespace
+from ansible.module_utils.prime_spark_state import examine, recorded_roles
 
 # Not `mounts` and not `hardware`: a dead NAS would hang them.
 SUBSET = ["!all", "!min", "distribution", "platform", "python", "virtual", "service_mgr"]
@@ -267,6 +285,15 @@ def synchronized() -> bool | None:
     return {"yes": True, "no": False}.get(done.stdout.strip())
 
 
+def host_problems(params: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """Every reason not to provision this host."""
+    problems = system_problems(facts, params)
+    with open("/proc/meminfo", encoding="ascii") as stream:
+        problems += memory_problem(params["memory_mb"], stream.read())
+    problems += disk_problems(params["paths"], params["disk_mb"])
+    return problems + port_problems(params["ports"])
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -281,6 +308,7 @@ def main() -> None:
                 "elements": "path",
                 "default": ["/etc", "/opt", "/var/lib"],
             },
+            "roles": {"type": "list", "elements": "str", "default": []},
             "ports": {
                 "type": "list",
                 "elements": "dict",
@@ -297,16 +325,19 @@ def main() -> None:
     )
     params: dict[str, Any] = module.params
     now = time.time()
-    facts = collect(module)
-    problems = system_problems(facts, params)
-    with open("/proc/meminfo", encoding="ascii") as stream:
-        problems += memory_problem(params["memory_mb"], stream.read())
-    problems += disk_problems(params["paths"], params["disk_mb"])
-    problems += port_problems(params["ports"])
+    # Debian keeps these out of the PATH of an ordinary user.
+    os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        examined = pool.submit(examine, params["roles"])
+        facts = collect(module)
+        problems = host_problems(params, facts)
+        drift = examined.result()
     module.exit_json(
         changed=False,
         ansible_facts=facts,
         problems=problems,
+        drift=drift,
+        recorded=recorded_roles(),
         time=now,
         synchronized=synchronized(),
     )

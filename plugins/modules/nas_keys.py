@@ -9,6 +9,7 @@ short_description: Keep one file for each host's public key, and no others
 description:
   - Writes the keys that are given and leaves those of the other known hosts alone, so that a run
     with C(--limit) needs to reach nobody else. Removes the keys of hosts that are not known.
+extends_documentation_fragment: [tree.role]
 options:
   directory:
     description: Directory of the files, C(<host>.pub) each.
@@ -43,10 +44,13 @@ changes:
   returned: always
 """
 
+import hashlib
 import os
 import tempfile
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
 
 SUFFIX = ".pub"
 
@@ -94,6 +98,17 @@ def synchronize(
     return changes
 
 
+def kept(directory: str) -> dict[str, Any]:
+    """The directory with its files, as the drift probe compares them."""
+    files = {}
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
+        path = os.path.join(directory, name)
+        with open(path, "rb") as stream:
+            digest = hashlib.sha256(stream.read()).hexdigest()
+        files[path] = [digest, "0644", "root", "root"]
+    return {"files": files, "directories": {directory: ["0755", "root", "root", sorted(files)]}}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -101,6 +116,7 @@ def main() -> None:
             # Public keys; without False everything that looks like one would be hidden.
             "keys": {"type": "dict", "default": {}, "no_log": False},
             "hosts": {"type": "list", "elements": "str", "required": True},
+            **OWNER_ARGUMENTS,
         },
         supports_check_mode=True,
     )
@@ -109,6 +125,8 @@ def main() -> None:
         changes = synchronize(
             params["directory"], params["keys"], params["hosts"], module.check_mode
         )
+        if not module.check_mode:
+            note(params, "tree", {"nas-keys": kept(params["directory"])})
     except OSError as error:
         module.fail_json(msg=f"keys of the NAS's clients: {error}")
     module.exit_json(changed=bool(changes), changes=changes)

@@ -14,6 +14,7 @@ description:
   - Never waits long for a dead server; RV(mounted) is false then and the automount mounts the share
     when the server is back. A server that answers but refuses the mount is a failure.
   - Makes the sentinel file only after the mount table shows the share at the mount point.
+extends_documentation_fragment: [tree.role]
 options:
   state:
     description: V(absent) unmounts the share and disables its units.
@@ -61,6 +62,10 @@ options:
     type: list
     elements: str
     default: []
+  rewritten:
+    description: Whether this run wrote the units' files, which then have to be read again.
+    type: bool
+    default: false
   hint:
     description: What to say in addition when the server refuses this host.
     type: str
@@ -112,6 +117,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
 
 CLONE_NEWNS = 0x00020000
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
@@ -368,7 +374,11 @@ class Mount:
             automount.get("NeedDaemonReload"),
             mount.get("NeedDaemonReload"),
         )
-        stale = reload_needed if applied is None else applied != self.wanted_fingerprint()
+        stale = (
+            self.params["rewritten"]
+            or reload_needed
+            or (applied is not None and applied != self.wanted_fingerprint())
+        )
         if automount.get("ActiveState") != "active":
             changes.append(f"start {self.automount_unit}")
         elif stale:
@@ -485,6 +495,7 @@ class Mount:
             elif self.applied_fingerprint() is None:
                 self.record_applied()
             result["mounted"], made, result["summary"] = self.look()
+            note(self.params, "unit", {self.automount_unit: {"runs": True}})
             if made:
                 changes.append(f"make {self.params['sentinel']} on the share")
         return {**result, "changes": changes, "changed": bool(changes)}
@@ -524,6 +535,8 @@ def main() -> None:
             "fingerprint": {"type": "str", "default": ""},
             "diagnose": {"type": "list", "elements": "str", "default": []},
             "hint": {"type": "str", "default": ""},
+            "rewritten": {"type": "bool", "default": False},
+            **OWNER_ARGUMENTS,
         },
         supports_check_mode=True,
         required_if=[("state", "present", ["what", "fstype", "server", "port"])],

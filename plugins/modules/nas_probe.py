@@ -9,6 +9,7 @@ short_description: Choose the NAS protocol that the kernel has, and make the SSH
 description:
   - V(auto) takes NFSv4 where the kernel has it, else sshfs.
   - The SSH key is made on the host and stays there; only the public key is returned.
+extends_documentation_fragment: [tree.role]
 options:
   protocol:
     description: The protocol asked for.
@@ -61,28 +62,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_kernel import kernel_has
+from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
 
 # By side: the name in /proc/filesystems and the module that brings it.
 KERNEL = {"client": ("nfs4", "nfsv4"), "server": ("nfsd", "nfsd")}
-
-
-def has_filesystem(listing: str, name: str) -> bool:
-    """Whether the text of /proc/filesystems has the name."""
-    return any(line.split()[-1:] == [name] for line in listing.splitlines())
-
-
-def kernel_has(side: str, check_mode: bool) -> bool:
-    name, kernel_module = KERNEL[side]
-    with open("/proc/filesystems", encoding="utf-8") as handle:
-        if has_filesystem(handle.read(), name):
-            return True
-    modprobe = shutil.which("modprobe", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if modprobe is None:
-        return False
-    argv = [modprobe, "-q", *(["-n"] if check_mode else []), kernel_module]
-    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
 def choose(wanted: str, side: str, available: bool) -> tuple[str, str]:
@@ -116,6 +103,15 @@ def make_key(path: str, comment: str) -> None:
         shutil.rmtree(stage)
 
 
+def note_choice(params: dict[str, Any], available: bool, keys: list[str]) -> None:
+    """Note what the choice stands on: the kernel, where that was asked, and the host's key pair."""
+    if params["protocol"] == "auto":
+        filesystem, driver = KERNEL[params["side"]]
+        expected = {"filesystem": filesystem, "module": driver, "there": available}
+        note(params, "kernel", {params["side"]: expected})
+    note(params, "path", dict.fromkeys(keys))
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -132,11 +128,14 @@ def main() -> None:
                 "no_log": False,
             },
             "key_comment": {"type": "str", "default": "nas", "no_log": False},
+            **OWNER_ARGUMENTS,
         },
         supports_check_mode=True,
     )
     params = module.params
-    available = params["protocol"] == "auto" and kernel_has(params["side"], module.check_mode)
+    available = params["protocol"] == "auto" and kernel_has(
+        *KERNEL[params["side"]], load=not module.check_mode
+    )
     protocol, reason = choose(params["protocol"], params["side"], available)
     path = params["key_path"]
     changed = False
@@ -153,6 +152,8 @@ def main() -> None:
             if os.path.exists(f"{path}.pub"):
                 with open(f"{path}.pub", encoding="utf-8") as handle:
                     public = handle.read().strip()
+        if not module.check_mode:
+            note_choice(params, available, [path, f"{path}.pub"] if public else [])
     except subprocess.CalledProcessError as error:
         module.fail_json(msg=f"cannot make {path}: {error.stderr.strip()}")
     except OSError as error:

@@ -14,6 +14,7 @@ description:
   - In check mode, packages that are missing are reported as a change. Whether they can be had is
     simulated, but only with fresh package lists, which check mode does not fetch.
   - A dpkg run that was interrupted earlier is completed first.
+extends_documentation_fragment: [tree.role]
 options:
   name:
     description: Names of the packages.
@@ -57,6 +58,7 @@ import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
 
 LISTS = "/var/lib/apt/lists"
 UNITS = "/etc/systemd/system"
@@ -165,6 +167,7 @@ def main() -> None:
             "name": {"type": "list", "elements": "str", "required": True},
             "mask": {"type": "list", "elements": "str", "default": []},
             "lists_max_age": {"type": "int", "default": 86400},
+            **OWNER_ARGUMENTS,
         },
         supports_check_mode=True,
     )
@@ -187,6 +190,9 @@ def main() -> None:
                 code, said = run(install_command(missing, "--simulate"))
                 if code != 0:
                     raise PackageError(f"{', '.join(missing)} cannot be installed: {said[-2000:]}")
+        if not module.check_mode:
+            note(module.params, "package", dict.fromkeys(names))
+            note(module.params, "mask", dict.fromkeys(module.params["mask"]))
     except (PackageError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=bool(missing or masking), missing=missing, changes=changes)

@@ -18,6 +18,7 @@ description:
   - A peer without a public key keeps the one that this host was configured with before. Without
     that it is left out and named in RV(deferred).
   - Where such a change fails the previous state is put back at once.
+extends_documentation_fragment: [tree.role]
 options:
   name:
     description: Name of the interface.
@@ -116,6 +117,7 @@ import signal
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
 from ansible.module_utils.prime_spark_wireguard import (
     PRIVATE_KEY,
     Config,
@@ -149,6 +151,7 @@ MINIMUM_SECONDS = 15
 STATUS = "/run/prime-spark/vpn.json"
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    **OWNER_ARGUMENTS,
     "name": {"type": "str", "default": "wg0"},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "purge": {"type": "bool", "default": False},
@@ -275,6 +278,11 @@ def compare_and_apply(module: AnsibleModule, host: Host, private: str) -> dict[s
             raise
     elif not module.check_mode:
         forget_reverted()
+    if not module.check_mode:
+        rule = config.forward_rule() if config.forward else []
+        calls = {peer.public_key: peer.name for peer in config.peers if peer.endpoint}
+        note(params, "interface", {host.name: {"forward_rule": rule, "calls": calls}})
+        note(params, "unit", {host.unit: {"runs": True}})
     result: dict[str, Any] = {
         "action": plan.action,
         "armed": armed and not module.check_mode,

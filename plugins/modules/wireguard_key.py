@@ -10,6 +10,7 @@ description:
   - Makes the private key on the host, readable by root alone, and returns only the public key.
   - An interface that was set up by hand keeps its identity, its private key is taken over.
   - Needs no package, so that a key exists before anything is installed.
+extends_documentation_fragment: [tree.role]
 options:
   state:
     description: V(present) makes the key where it is missing, V(read) never changes anything.
@@ -56,6 +57,7 @@ import os
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
 from ansible.module_utils.prime_spark_wireguard import (
     KNOWN_PEERS,
     PRIVATE_KEY,
@@ -105,6 +107,7 @@ def main() -> None:
             # no_log: False, because the name of the file is no secret.
             "path": {"type": "path", "default": PRIVATE_KEY, "no_log": False},
             "interface": {"type": "str", "default": "wg0"},
+            **OWNER_ARGUMENTS,
         },
         supports_check_mode=True,
     )
@@ -128,6 +131,8 @@ def main() -> None:
                 if not module.check_mode:
                     os.chmod(path, 0o600)
                     os.chown(path, 0, 0)
+        if not module.check_mode and module.params["state"] == "present":
+            note(module.params, "path", {path: ""})
         module.exit_json(
             changed=changed,
             public_key=public_key_of(private) if private else "",

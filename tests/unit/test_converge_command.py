@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 module: Any = sys.modules["prime_spark_modules.converge_command"]
+command: Any = sys.modules["ansible.module_utils.prime_spark_command"]
 
 TOOL = """#!/bin/sh
 # Compares a file with a directory's content and makes it so.
@@ -74,7 +75,7 @@ def test_a_missing_program_defers_in_check_mode_and_fails_otherwise(
     tool.unlink()
     (said,) = module.predict(params(tmp_path, tool, "one"))
     assert said == f"deferred: {tool} is not installed yet"
-    with pytest.raises(module.CommandError, match="not installed"):
+    with pytest.raises(command.CommandError, match="not installed"):
         module.execute(params(tmp_path, tool, "one"), "", check_mode=False)
 
 
@@ -94,7 +95,7 @@ def test_the_installed_release_answers_for_a_new_one_where_it_can(
     (said,) = module.predict(params(tmp_path, tool, "broken", release=new))
     assert said.startswith("deferred: the new release is not installed yet")
     # With the release there is nothing to wait for: it is an error.
-    with pytest.raises(module.CommandError, match="cannot read"):
+    with pytest.raises(command.CommandError, match="cannot read"):
         module.predict(params(tmp_path, tool, "broken", release=str(tmp_path)))
 
 
@@ -115,22 +116,22 @@ def test_other_migrations_than_the_installed_ones_defer(tmp_path: Path, tool: Pa
 
 def test_lines_with_a_prefix_are_changes_and_the_rest_is_talk() -> None:
     output = "NOTICE: hello\nchanged: user a\n\nchanged: user b\n"
-    assert module.changes_in(output, "changed: ") == ["user a", "user b"]
-    assert module.changes_in("NOTICE: hello\n", "changed: ") == []
+    assert command.changes_in(output, "changed: ") == ["user a", "user b"]
+    assert command.changes_in("NOTICE: hello\n", "changed: ") == []
 
 
 @pytest.mark.parametrize("output", ["", "all well", "[]", '{"change": true}'])
 def test_an_answer_that_says_nothing_is_an_error(output: str) -> None:
-    with pytest.raises(module.CommandError, match="expected one JSON object"):
-        module.changes_in(output, None)
+    with pytest.raises(command.CommandError, match="expected one JSON object"):
+        command.changes_in(output, None)
 
 
 def test_names_of_changes_come_from_whatever_the_command_calls_them() -> None:
     answer = {"changed": True, "applied": [], "pending": ["0002"], "grants": ["SELECT"]}
-    assert module.changes_in(json.dumps(answer), None) == ["0002", "SELECT"]
+    assert command.changes_in(json.dumps(answer), None) == ["0002", "SELECT"]
 
 
 def test_the_command_may_not_take_for_ever(tmp_path: Path, tool: Path) -> None:
     tool.write_text("#!/bin/sh\nexec sleep 60\n")
-    with pytest.raises(module.CommandError, match="did not end within 1 s"):
+    with pytest.raises(command.CommandError, match="did not end within 1 s"):
         module.execute(params(tmp_path, tool, "x", timeout=1), "", check_mode=False)

@@ -127,8 +127,12 @@ def test_a_wrong_mount_point_is_refused(path: str) -> None:
 
 
 def test_the_kernel_decides_what_auto_means() -> None:
-    assert probe.has_filesystem("nodev\tsysfs\n\text4\nnodev\tnfs4\n", "nfs4")
-    assert not probe.has_filesystem("nodev\tnfs\nnodev\tnfsd\n", "nfs4")
+    assert sys.modules["ansible.module_utils.prime_spark_kernel"].has_filesystem(
+        "nodev\tsysfs\n\text4\nnodev\tnfs4\n", "nfs4"
+    )
+    assert not sys.modules["ansible.module_utils.prime_spark_kernel"].has_filesystem(
+        "nodev\tnfs\nnodev\tnfsd\n", "nfs4"
+    )
     assert probe.choose("auto", "client", True)[0] == "nfs4"
     assert probe.choose("auto", "client", False) == ("sshfs", "the kernel has no NFSv4 client")
     assert probe.choose("cifs", "client", True)[0] == "cifs"

@@ -1,0 +1,99 @@
+"""Action ``fleet_plan``: decide which roles a run plays on which hosts.
+
+Runs on the controller alone, after every host has been examined. A role is left out on a host where
+its stamp is the one of the last whole run and where nothing that this run brought up differs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+from ansible.plugins.action import ActionBase
+
+# Ansible makes module_utils importable on hosts only, not for its own plugins.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+
+from prime_spark_inventory.plan import Known, Plan, Selection, is_sealed
+
+
+class ActionModule(ActionBase):
+    """Arguments: ``full`` (play everything), ``together`` (roles that are played on all of their
+    hosts or on none), ``show`` (print every role of every host) and ``file`` (write that there as
+    JSON, too).
+
+    Returns ``run``, ``due`` (role to hosts), ``played`` (host to the roles that are sealed at the
+    end, with their stamps) and ``state`` (host to role to state and differences).
+    """
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        arguments = self._task.args
+        selection = Selection(
+            tags=list(variables["ansible_run_tags"]),
+            skipped=list(variables["ansible_skip_tags"]),
+            full=bool(arguments.get("full", False)),
+            # Parts of the run may not take place.
+            whole=not (context.CLIARGS.get("step") or context.CLIARGS.get("start_at_task")),
+        )
+        plan = Plan(self.known(variables), selection, list(arguments.get("together", [])))
+        lines = plan.lines()
+        if arguments.get("show"):
+            hosts = [str(host) for host in variables["ansible_play_hosts_all"]]
+            lines = plan.table(hosts)
+            if path := arguments.get("file"):
+                with open(path, "w", encoding="utf-8") as stream:
+                    json.dump(plan.report(hosts), stream, indent=1)
+                    stream.write("\n")
+        if lines:
+            self._display.display("\n".join(lines))
+        return {
+            **result,
+            "changed": False,
+            "run": uuid.uuid4().hex,
+            "due": plan.due,
+            "played": plan.played,
+            "state": plan.state,
+        }
+
+    def known(self, task_vars: Mapping[str, Any]) -> list[Known]:
+        """What the inventory wants and the hosts have, for each role on each host of the run."""
+        hostvars = task_vars["hostvars"]
+        validated = task_vars.get("inventory_validation") or {}
+        stamps = validated.get("stamps") or {}
+        found = []
+        for role, wanted in stamps.items():
+            for host in task_vars["ansible_play_hosts"]:
+                if host not in wanted["hosts"]:
+                    continue
+                raw = hostvars.raw_get(host)
+                seen = raw.get("host_precheck") or {}
+                drift = (seen.get("drift") or {}).get(role)
+                sealed = drift is not None and is_sealed(raw, host, role, drift)
+                found.append(
+                    Known(
+                        host=host,
+                        role=role,
+                        stamp=wanted["hosts"][host],
+                        fact_names=tuple(wanted["facts"]),
+                        facts={
+                            name: (seen.get("ansible_facts") or {}).get(f"ansible_{name}")
+                            for name in wanted["facts"]
+                        },
+                        recorded=drift["stamp"] if drift else None,
+                        differences=tuple(drift["differences"]) if drift else (),
+                        sealed=sealed,
+                    )
+                )
+        return found
