@@ -267,6 +267,8 @@ class Project:
         """Bring every service up, restart those that ``restart`` names, wait until all is well."""
         unhealthy = [s for s, c in self.containers().items() if "(unhealthy)" in c["status"]]
         deadline = time.monotonic() + wait_timeout
+        if paused := [s for s, c in self.containers().items() if c["state"] == "paused"]:
+            self.compose("unpause", *paused, check=False)
         # Bring up first, wait afterwards: a pull's time is not the start's time.
         self.compose("up", "--detach", "--remove-orphans", "--quiet-pull")
         if again := sorted({*unhealthy, *(restart or [])}):

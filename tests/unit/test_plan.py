@@ -1,0 +1,201 @@
+"""Which roles a run plays: only what is in sync, sealed and whole is ever left out."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "plugins" / "plugin_utils"))
+
+from prime_spark_inventory.plan import Known, Plan, Selection, is_sealed, sealing_key  # noqa: E402
+from prime_spark_inventory.stamps import with_facts  # noqa: E402
+
+state: Any = sys.modules["ansible.module_utils.prime_spark_state"]
+notes: Any = sys.modules["ansible.module_utils.prime_spark_notes"]
+
+ALL = Selection(["all"], [], full=False, whole=True)
+
+
+def known(host: str = "one", role: str = "kafka", **more: Any) -> Known:
+    """A role that is in sync, but for what is given."""
+    fields: dict[str, Any] = {
+        "stamp": "s", "fact_names": (), "facts": {}, "differences": (), "sealed": True,
+        "recorded": with_facts("s", (), {}), **more,
+    }  # fmt: skip
+    return Known(host=host, role=role, **fields)
+
+
+def test_what_is_in_sync_is_left_out_and_not_sealed_anew() -> None:
+    plan = Plan([known()], ALL, [])
+    assert plan.due == {"kafka": []}
+    assert plan.played == {}
+    assert plan.state["one"]["kafka"]["state"] == "in sync"
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"recorded": None}, "unknown"),
+        ({"recorded": "another"}, "outdated"),
+        ({"sealed": False}, "drifted"),
+        ({"differences": ("content of /etc/x",)}, "drifted"),
+        ({"differences": ("unsure: no handshake",)}, "in sync"),
+    ],
+)
+def test_whatever_differs_is_played_and_sealed(more: dict[str, Any], word: str) -> None:
+    plan = Plan([known(**more)], ALL, [])
+    assert plan.state["one"]["kafka"]["state"] == word
+    assert plan.due == {"kafka": ["one"]}
+    assert plan.played == {"one": {"kafka": known().wanted}}
+
+
+def test_everything_is_played_when_that_is_asked_for() -> None:
+    plan = Plan([known()], Selection(["all"], [], full=True, whole=True), [])
+    assert plan.due == {"kafka": ["one"]}
+
+
+@pytest.mark.parametrize(
+    ("tags", "skipped", "whole", "due", "sealed"),
+    [
+        (["kafka"], [], True, False, False),
+        (["redis"], [], True, False, False),
+        (["verify"], [], True, False, False),
+        (["kafka_config"], [], True, True, False),
+        (["kafka", "kafka_config"], [], True, False, False),
+        (["all"], ["verify"], True, False, False),
+        (["all"], ["kafka"], True, False, False),
+        # Tasks of a role are left out, or may be: it is played as before, and not believed after.
+        (["all"], ["kafka_config"], True, True, False),
+        (["all"], [], False, True, False),
+        (["tagged"], [], True, True, False),
+    ],
+)
+def test_only_whole_roles_are_left_out_or_sealed(
+    tags: list[str], skipped: list[str], whole: bool, due: bool, sealed: bool
+) -> None:
+    plan = Plan([known()], Selection(tags, skipped, full=False, whole=whole), [])
+    assert bool(plan.due["kafka"]) == due
+    assert bool(plan.played) == sealed
+
+
+def test_hosts_that_tell_each_other_keys_are_played_together() -> None:
+    entries = [known("one", "wireguard"), known("two", "wireguard", recorded="old")]
+    assert sorted(Plan(entries, ALL, ["wireguard"]).due["wireguard"]) == ["one", "two"]
+    assert Plan(entries, ALL, []).due["wireguard"] == ["two"]
+
+
+def test_a_host_that_was_not_seen_is_unreachable() -> None:
+    plan = Plan([known()], ALL, [])
+    assert plan.report(["one", "two"])["hosts"]["two"] == {"state": "unreachable", "roles": {}}
+    assert plan.report(["one", "two"])["summary"] == {"in sync": 1, "unreachable": 1}
+    assert plan.table(["one", "two"])[-1].endswith("unreachable")
+
+
+# --- the seal -----------------------------------------------------------------------------------
+
+
+class Sealed:
+    """One role with one file, brought up and sealed in a directory of its own."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.roles, self.trees = tmp_path / "roles", tmp_path / "trees"
+        self.file = tmp_path / "service.conf"
+        self.file.write_text("one\n")
+        self.file.chmod(0o644)
+        self.trees.mkdir()
+        monkeypatch.setattr(state, "of_trees", self.of_trees)
+        self.secrets = {"vault_a": "x" * 20, "vault_b": "y" * 20, "other": 1}
+
+    def of_trees(self, role: str, run: str) -> Any:
+        return _of_trees(role, run, str(self.trees))
+
+    def bring_up(self, run: str) -> None:
+        owner = [str(self.file.stat().st_uid), str(self.file.stat().st_gid)]
+        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        managed = {"files": {str(self.file): [digest, "0644", *owner]}, "directories": {}}
+        record = {"role": "kafka", "run": run, "managed": managed}
+        (self.trees / "kafka.json").write_text(json.dumps(record))
+        notes.note({"role": "kafka", "run": run}, "mask", {}, str(self.roles))
+
+    def seal(self, run: str, secrets: dict[str, Any] | None = None) -> Any:
+        key = sealing_key(secrets or self.secrets, "one", "kafka", "n1")
+        return state.seal("kafka", run, "stamp", "n1", key, str(self.roles))
+
+    def look(self) -> dict[str, Any] | None:
+        found = state.examine(["kafka"], str(self.roles))
+        return dict(found["kafka"]) if found else None
+
+    def believed(self, secrets: dict[str, Any] | None = None) -> bool:
+        return is_sealed(secrets or self.secrets, "one", "kafka", self.look() or {})
+
+
+_of_trees = state.of_trees
+
+
+@pytest.fixture
+def sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sealed:
+    return Sealed(tmp_path, monkeypatch)
+
+
+def test_what_was_sealed_is_believed_while_nothing_differs(sealed: Sealed) -> None:
+    sealed.bring_up("r1")
+    assert sealed.seal("r1") == {}
+    seen = sealed.look()
+    assert seen is not None and seen["stamp"] == "stamp" and seen["differences"] == []
+    assert sealed.believed()
+    sealed.file.write_text("two\n")
+    assert (sealed.look() or {})["differences"] == [f"content of {sealed.file}"]
+
+
+def test_a_manifest_that_was_changed_with_the_file_is_not_believed(sealed: Sealed) -> None:
+    sealed.bring_up("r1")
+    sealed.seal("r1")
+    sealed.file.write_text("two\n")
+    path = sealed.roles / "kafka.json"
+    manifest = json.loads(path.read_text())
+    digest = hashlib.sha256(b"two\n").hexdigest()
+    manifest["things"]["tree"]["kafka"]["files"][str(sealed.file)][0] = digest
+    path.write_text(json.dumps(manifest))
+    assert (sealed.look() or {})["differences"] == []
+    assert not sealed.believed()
+
+
+def test_a_seal_of_other_secrets_is_not_believed(sealed: Sealed) -> None:
+    sealed.bring_up("r1")
+    sealed.seal("r1")
+    assert not sealed.believed({**sealed.secrets, "vault_a": "z" * 20})
+    # What a rotation keeps until it is finished changes nothing.
+    assert sealed.believed({**sealed.secrets, "vault_a_previous": "z"})
+
+
+def test_a_seal_cannot_be_made_from_what_the_host_keeps(sealed: Sealed) -> None:
+    sealed.bring_up("r1")
+    sealed.seal("r1")
+    kept = (sealed.roles / "kafka.json").read_text()
+    assert sealing_key(sealed.secrets, "one", "kafka", "n1") not in kept
+    assert not any(str(value) in kept for value in sealed.secrets.values() if value != 1)
+    assert hmac.compare_digest(json.loads(kept)["nonce"], "n1")
+
+
+def test_what_another_run_brought_up_is_not_sealed(sealed: Sealed) -> None:
+    """A killed run leaves notes and records; the next run seals only what it brought up itself."""
+    sealed.bring_up("killed")
+    sealed.seal("next")
+    things = json.loads((sealed.roles / "kafka.json").read_text())["things"]
+    assert things == {}
+
+
+def test_what_changed_since_it_was_brought_up_is_not_sealed(sealed: Sealed) -> None:
+    sealed.bring_up("r1")
+    sealed.seal("r1")
+    sealed.bring_up("r2")
+    sealed.file.write_text("two\n")
+    assert sealed.seal("r2") == {"kafka": [f"content of {sealed.file}"]}
+    assert sealed.look() is None

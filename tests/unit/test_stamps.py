@@ -1,0 +1,240 @@
+"""Whatever decides about a role changes its stamp: inputs, groups, other hosts, files, sources."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.meta
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "plugins" / "plugin_utils"))
+
+from prime_spark_inventory.stamps import Stamps, with_facts  # noqa: E402
+
+ROLES = sorted(p.name for p in (ROOT / "roles").iterdir() if (p / "meta").is_dir())
+# Imported by others, never played by itself.
+PLAYED = [role for role in ROLES if role != "python_service"]
+COPIED = ("roles", "plugins", "files/python_services")
+
+
+def options(role: str) -> dict[str, Any]:
+    specs = yaml.safe_load((ROOT / "roles" / role / "meta/argument_specs.yml").read_text())
+    return dict(specs["argument_specs"]["main"].get("options") or {})
+
+
+def defaults(root: Path = ROOT) -> dict[str, dict[str, Any]]:
+    found = {}
+    for role in ROLES:
+        path = root / "roles" / role / "defaults/main.yml"
+        found[role] = yaml.safe_load(path.read_text()) or {} if path.exists() else {}
+    return found
+
+
+@pytest.fixture(scope="module")
+def inventory() -> dict[str, Any]:
+    """The lab's groups, and its variables by host; the vault is not there everywhere."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-inventory"), "-i", "inventories/lab", "--list"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listing = json.loads(done.stdout)
+    raw = listing.pop("_meta")["hostvars"]
+
+    def members(name: str) -> list[str]:
+        entry = listing.get(name, {})
+        below = [host for child in entry.get("children", []) for host in members(child)]
+        return list(dict.fromkeys([*entry.get("hosts", []), *below]))
+
+    return {"raw": raw, "groups": {name: members(name) for name in listing}}
+
+
+def stamps_of(role: str, inventory: dict[str, Any], root: Path = ROOT, **more: Any) -> Any:
+    """The role's stamps on every host of the inventory."""
+    stamps = Stamps(
+        root, inventory["raw"], inventory["groups"], defaults(root), "2.19",
+        more.get("resolve", lambda host, name: "resolved"),
+    )  # fmt: skip
+    return stamps.of(role, sorted(inventory["raw"]))[0]
+
+
+@pytest.mark.parametrize("role", PLAYED)
+def test_every_input_of_a_role_is_in_its_stamp(role: str, inventory: dict[str, Any]) -> None:
+    before = stamps_of(role, inventory)
+    host = sorted(inventory["raw"])[0]
+    missed = []
+    for name in options(role):
+        changed = copy.deepcopy(inventory)
+        changed["raw"][host][name] = "another value"
+        if stamps_of(role, changed)[host] == before[host]:
+            missed.append(name)
+    assert missed == []
+
+
+class Anything(dict[str, Any]):
+    """Filters and tests of every name: only the names of variables matter here."""
+
+    def __missing__(self, name: str) -> Any:
+        return str
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return str
+
+
+def referred(role: str) -> set[str]:
+    """Variables that Jinja finds in the templates and values of a role, through others as well."""
+    environment = jinja2.Environment()
+    environment.filters, environment.tests = Anything(), Anything()
+    known = {name: value for values in defaults().values() for name, value in values.items()}
+    for path in (ROOT / "roles").glob("*/vars/main.yml"):
+        known.update(yaml.safe_load(path.read_text()) or {})
+
+    def names(text: str) -> set[str]:
+        # A template may have delimiters of its own: `#jinja2: variable_start_string: "[["`.
+        own = re.findall(r"(\w+): ?['\"]([^'\"]+)['\"]", text.splitlines()[0]) if text else []
+        reader = environment.overlay(**dict(own)) if text.startswith("#jinja2:") else environment
+        return set(jinja2.meta.find_undeclared_variables(reader.parse(text)))
+
+    waiting: set[str] = set()
+    for path in (ROOT / "roles" / role).rglob("*"):
+        # A file of a tree that is no template is taken as it is.
+        if path.suffix == ".j2" or path.parent.name in ("tasks", "defaults", "vars"):
+            waiting |= names(path.read_text())
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        waiting |= names(str(known.get(name, ""))) - found
+    return found
+
+
+@pytest.mark.parametrize("role", PLAYED)
+def test_whatever_its_templates_refer_to_is_in_its_stamp(
+    role: str, inventory: dict[str, Any]
+) -> None:
+    before = stamps_of(role, inventory)
+    host = inventory["groups"].get(role, sorted(inventory["raw"]))[0]
+    own = {name for values in inventory["raw"].values() for name in values}
+    own |= {name for values in defaults().values() for name in values}
+    missed = []
+    for name in sorted(referred(role) & own):
+        changed = copy.deepcopy(inventory)
+        changed["raw"][host][name] = "another value"
+        if stamps_of(role, changed)[host] == before[host] and not name.startswith("ansible_"):
+            missed.append(name)
+    assert missed == []
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "roles"),
+    [
+        (
+            "wireguard_address", "kafka",
+            "telemetry ingest api spark_agent wireguard monitoring",
+        ),
+        ("wireguard_address", "timescale", "ingest api airflow wireguard monitoring"),
+        ("wireguard_address", "redis", "telemetry api spark_agent dispatcher airflow"),
+        ("wireguard_address", "api", "cli monitoring"),
+        ("wireguard_endpoint", "kafka", "wireguard"),
+        ("telemetry_port", "spark_agent", "monitoring"),
+        ("node_exporter_state", "spark_agent", "monitoring"),
+        ("ansible_host", "spark_agent", "nas_server"),
+    ],
+)  # fmt: skip
+def test_what_a_role_reads_of_another_host_is_in_its_stamp(
+    name: str, group: str, roles: str, inventory: dict[str, Any]
+) -> None:
+    other = inventory["groups"][group][0]
+    for role in roles.split():
+        host = next((h for h in inventory["groups"][role] if h != other), other)
+        before = stamps_of(role, inventory)[host]
+        changed = copy.deepcopy(inventory)
+        changed["raw"][other][name] = "another value"
+        assert stamps_of(role, changed)[host] != before, role
+
+
+def test_what_concerns_another_host_alone_replays_nothing(inventory: dict[str, Any]) -> None:
+    first, second, *_ = inventory["groups"]["telemetry"]
+    before = stamps_of("telemetry", inventory)
+    changed = copy.deepcopy(inventory)
+    changed["raw"][second]["telemetry_interval_seconds"] = 77
+    after = stamps_of("telemetry", changed)
+    assert after[first] == before[first]
+    assert after[second] != before[second]
+    assert stamps_of("redis", changed) == stamps_of("redis", inventory)
+
+
+def test_a_group_that_a_role_asks_for_is_in_its_stamp(inventory: dict[str, Any]) -> None:
+    host = inventory["groups"]["docker"][0]
+    before = stamps_of("wireguard", inventory)[host]
+    changed = copy.deepcopy(inventory)
+    changed["groups"]["docker"] = changed["groups"]["docker"][1:]
+    assert stamps_of("wireguard", changed)[host] != before
+
+
+def test_what_a_lookup_finds_is_in_the_stamp(inventory: dict[str, Any]) -> None:
+    host = inventory["groups"]["nas"][0]
+    assert "lookup(" in inventory["raw"][host]["nas_host_keys"]
+    found = stamps_of("nas", inventory, resolve=lambda host, name: "one key")[host]
+    assert stamps_of("nas", inventory, resolve=lambda host, name: "another")[host] != found
+
+
+def test_facts_that_a_role_uses_are_in_its_stamp(inventory: dict[str, Any]) -> None:
+    stamps = Stamps(ROOT, inventory["raw"], inventory["groups"], defaults(), "2.19", lambda *_: "")
+    _, names = stamps.of("docker", ["control-pc-1"])
+    assert {"distribution", "distribution_major_version"} <= set(names)
+    _, names = stamps.of("telemetry", ["control-pc-1"])
+    assert {"architecture", "python_version"} <= set(names)
+    one = with_facts("stamp", names, {"architecture": "aarch64"})
+    assert one != with_facts("stamp", names, {"architecture": "x86_64"})
+
+
+def test_every_file_that_makes_a_role_is_in_its_stamp(
+    tmp_path: Path, inventory: dict[str, Any]
+) -> None:
+    for name in COPIED:
+        ignored = shutil.ignore_patterns("__pycache__", "tests", ".*")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    missed = []
+
+    def changes(role: str, path: Path) -> None:
+        before = stamps_of(role, inventory, tmp_path)
+        content = path.read_bytes()
+        path.write_bytes(content + b"\n# changed\n")
+        if stamps_of(role, inventory, tmp_path) == before:
+            missed.append(f"{role}: {path.relative_to(tmp_path)}")
+        path.write_bytes(content)
+
+    for role in PLAYED:
+        below = sorted(p for p in (tmp_path / "roles" / role).rglob("*") if p.is_file())
+        # One of each directory.
+        for path in {p.parent: p for p in below}.values():
+            changes(role, path)
+    for name in ("modules/config_tree", "filter/wireguard", "module_utils/prime_spark_tree"):
+        changes("redis", tmp_path / f"plugins/{name}.py")
+    changes("telemetry", tmp_path / "roles/python_service/templates/service.j2")
+    services = tmp_path / "files/python_services"
+    for pattern in (
+        "src/prime_spark/telemetry/__init__.py",
+        "pyproject.toml",
+        "locks/*",
+        "dags/*.py",
+    ):
+        for role in ("telemetry", "kafka", "timescale", "airflow", "cli"):
+            changes(role, sorted(services.glob(pattern))[0])
+    assert missed == []
