@@ -199,6 +199,7 @@ class Project:
                 "hash": labels.get("com.docker.compose.config-hash", ""),
                 "state": entry["State"],
                 "status": entry["Status"],
+                "id": entry["ID"],
             }
         return found
 
@@ -271,6 +272,11 @@ class Project:
             self.compose("unpause", *paused, check=False)
         # Bring up first, wait afterwards: a pull's time is not the start's time.
         self.compose("up", "--detach", "--remove-orphans", "--quiet-pull")
+        # Compose removes only those orphans that it made itself.
+        wanted = self.wanted()
+        for service, container in self.containers().items():
+            if service not in wanted:
+                docker("rm", "--force", container["id"])
         if again := sorted({*unhealthy, *(restart or [])}):
             self.compose("restart", *again, check=False)
         while True:

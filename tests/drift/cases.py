@@ -48,11 +48,20 @@ def unit(name: str) -> str:
 
 def containers(project: str) -> str:
     """Shows the containers of a project: image, definition, state."""
-    labels = '{{index .Config.Labels "com.docker.compose.config-hash"}}'
+    definition = '{{index .Config.Labels "com.docker.compose.config-hash"}}'
+    shown = f"{{{{.Name}}}} {{{{.Config.Image}}}} {definition} {{{{.State.Status}}}}"
     return (
         f"docker ps --all --quiet --filter label=com.docker.compose.project={project} | xargs"
-        f" docker inspect --format '{{{{.Name}}}} {{{{.Config.Image}}}} {labels} {{{{.State.Status}}}}'"
-        " | sort"
+        f" docker inspect --format '{shown}' | sort"
+    )
+
+
+def drop_in(directory: str, name: str, section: str, line: str) -> str:
+    """Add a drop-in to a unit, and have the unit use it."""
+    return (
+        f"mkdir --parents {directory}/{name}.d;"
+        f" printf '[{section}]\\n{line}\\n' > {directory}/{name}.d/x.conf;"
+        f" systemctl daemon-reload; systemctl restart {name}"
     )
 
 
@@ -60,7 +69,8 @@ STACK = "/opt/prime-spark/stack"
 CREDENTIALS = "/etc/prime-spark/kafka-admin/credentials"
 # The administration command, given another configuration than the role's.
 KAFKA = (
-    "python3 - <<'END'\nimport json\nc = json.load(open('/etc/prime-spark/kafka-admin/config.json'))\n"
+    "python3 - <<'END'\nimport json\n"
+    "c = json.load(open('/etc/prime-spark/kafka-admin/config.json'))\n"
     "{change}\njson.dump(c, open('/run/drift.json', 'w'))\nEND\n"
     f"CREDENTIALS_DIRECTORY={CREDENTIALS} /opt/prime-spark/services/kafka-admin/current/bin/"
     "prime-spark-kafka-admin --config /run/drift.json apply; rm /run/drift.json"
@@ -176,24 +186,21 @@ CASES = (
     ),
     Case(
         "drop-in", AGENT, "spark_agent",
-        "mkdir /etc/systemd/system/prime-spark-agent.service.d; printf"
-        " '[Service]\\nEnvironment=BY=hand\\n' > /etc/systemd/system/prime-spark-agent.service.d/x.conf;"
-        " systemctl daemon-reload; systemctl restart prime-spark-agent.service",
+        drop_in("/etc/systemd/system", "prime-spark-agent.service", "Service", "Environment=BY=x"),
         "drop-in /etc/systemd/system/prime-spark-agent.service.d/x.conf",
         unit("prime-spark-agent.service"),
     ),
     Case(
         "drop-in until the next boot", CLOUD, "timescale",
-        "mkdir -p /run/systemd/system/prime-spark-db-maintain.timer.d; printf"
-        " '[Timer]\\nOnUnitActiveSec=1d\\n' > /run/systemd/system/prime-spark-db-maintain.timer.d/x.conf;"
-        " systemctl daemon-reload; systemctl restart prime-spark-db-maintain.timer",
+        drop_in("/run/systemd/system", "prime-spark-db-maintain.timer", "Timer", "Persistent=yes"),
         "drop-in /run/systemd/system/prime-spark-db-maintain.timer.d/x.conf",
         unit("prime-spark-db-maintain.timer"),
     ),
     # --- packages, accounts, kernel settings
     Case(
         "package removed", AGENT, "spark_agent", "dpkg --force-depends --remove espeak-ng",
-        "package espeak-ng is not installed", "dpkg-query --show --showformat='${Status}' espeak-ng",
+        "package espeak-ng is not installed",
+        "dpkg-query --show --showformat='${Status}' espeak-ng",
     ),
     Case(
         "group changed", AGENT, "nas", "groupmod --gid 12345 prime-spark-nas",
@@ -288,7 +295,9 @@ CASES = (
     # --- Kafka
     Case(
         "topic changed", HUB, "kafka",
-        KAFKA.format(change="c['topics']['edge.telemetry']['configs']['retention.ms'] = '604700000'"),
+        KAFKA.format(
+            change="c['topics']['edge.telemetry']['configs']['retention.ms'] = '604700000'"
+        ),
         "retention.ms", ASK_KAFKA,
     ),
     Case(
