@@ -8,10 +8,8 @@ LAB := $(PY) -m lab
 RECORD := $(or $(PRIME_SPARK_LAB_DIR),/var/lib/prime-spark-lab)/site-runs.jsonl
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo site drift test test-full check test-services test-fleet test-faults test-panels test-alerts test-lab \
-        lab-up lab-down lab-destroy lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools dashboards \
-        bench-converge bench-ingest bench-telemetry bench-api bench-memory mutate secrets rotate api-user pin-images \
-        wireguard-client lock
+# Every target is an action, none is a file.
+.PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
