@@ -6,8 +6,8 @@ import shutil
 import uuid
 from pathlib import Path
 
-from lab import bases
-from lab.common import DISKS, KNOWN_HOSTS, LOGS, NETNS, OPERATOR_KEY, SSH, LabError, run
+from lab import bases, disks
+from lab.common import KNOWN_HOSTS, LOGS, NETNS, OPERATOR_KEY, SSH, LabError, run
 from lab.common import write_if_changed as write
 from lab.topology import HOSTS, RESOLVER, Host
 
@@ -18,12 +18,12 @@ REBOOT_STATUS = 133
 
 
 def disk(host: Host) -> Path:
-    """Directory of a host's disk."""
-    return DISKS / host.name
+    """Directory of a host's disk (in the supervisor's mount namespace)."""
+    return disks.CURRENT.resolve() / host.name
 
 
 def root(host: Host) -> Path:
-    """Where a host's merged root is mounted (in the supervisor's mount namespace)."""
+    """Where a host's merged root is mounted."""
     return disk(host) / "root"
 
 
