@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lab import bases, cgroups, disks, hosts, key, machine_state, network
+from lab import bases, cgroups, disks, hosts, key, machine_state, network, releases
 from lab.common import (
     CHECKOUT,
     CLI_LOCK,
@@ -261,9 +261,13 @@ def up(options: argparse.Namespace) -> int:
     _check_storage()
     with _exclusive(steps):
         _take_over(options.takeover, steps)
-        base_names = bases.ensure_bases(SUITES, steps)
+        with ThreadPoolExecutor() as pool:
+            building = [] if options.no_images else [pool.submit(_images, steps)]
+            base_names = bases.ensure_bases(SUITES, steps)
+            release = None if options.no_images else releases.start()
+            for result in building:
+                result.result()
         if not options.no_images:
-            _images(steps)
             _secrets(steps)
         hosts.make_keys()
         _write_ssh_config()
@@ -272,6 +276,7 @@ def up(options: argparse.Namespace) -> int:
         ask("start", steps, hosts=names, bases=base_names)
         cut = {name for name, row in ask("status").items() if row["state"] == "cut"}
         _wait_for_hosts([name for name in names if name not in cut], steps)
+        releases.finish(release, steps)
         steps("lab: up")
     _print_table(ask("status"))
     return 0
@@ -347,7 +352,7 @@ def _images(progress: Progress) -> None:
         return
     module = importlib.import_module("lab.images")
     try:
-        references: dict[str, str] = module.ensure_images(progress)
+        references: dict[str, str] = module.ensure_images(progress, roots=False)
     except RuntimeError as error:
         raise LabError(str(error)) from error
     path = CHECKOUT / "inventories/lab/group_vars/all/images.yml"

@@ -34,7 +34,7 @@ def test_references_end_in_the_digest(references: dict[str, str]) -> None:
 
 
 def test_unknown_image_is_refused() -> None:
-    with pytest.raises(images.ImageError, match="there are debian, redis"):
+    with pytest.raises(images.ImageError, match="there are debian, airflow"):
         images.ensure_images(print, force=["postgres"])
 
 
