@@ -416,8 +416,8 @@ def destroy(options: argparse.Namespace) -> int:
         if mounted := mounts_below(STATE):
             raise LabError(f"not deleting anything: {mounted[0]} is mounted; unmount it first")
         if (options.disks or options.keep_snapshots) and disks.exist():
-            steps("deleting the hosts' disks")
             disks.apart("drop-current")
+            steps("the hosts' disks: deleted")
         elif disks.remove():
             steps("disks and snapshots: deleted")
         names = ["ssh", "secrets", "logs"] + (["cache"] if options.cache else [])

@@ -198,6 +198,20 @@ def _machine_id(host: Host) -> str:
     return (root(host) / "etc/machine-id").read_text().strip()
 
 
+# Docker with live-restore leaves containers running when it stops, and their shims ignore SIGTERM:
+# a host would wait for them until it is killed. Without it Docker stops them as each image says,
+# and starts them at the next boot. The changed configuration is gone then.
+PREPARE_POWEROFF = """
+set -eu
+systemctl --quiet is-active docker.service || exit 0
+config=/etc/docker/daemon.json
+sed 's/"live-restore": true/"live-restore": false/' "$config" > /run/lab-daemon.json
+mount --bind /run/lab-daemon.json "$config"
+systemctl reload docker.service
+until [ "$(docker info --format '{{.LiveRestoreEnabled}}')" = false ]; do sleep 0.1; done
+"""
+
+
 def free_space(path: Path) -> int:
     """Bytes that are free where a path lies (or will lie)."""
     while not path.exists():

@@ -40,6 +40,7 @@ from lab.topology import HOSTS, REGISTRY, REGISTRY_ADDRESS, REGISTRY_PORT, Host
 
 Say = Callable[[str], None]
 
+_PREPARE_SECONDS = 10
 _POWEROFF_SECONDS = 40
 _REBOOT_SECONDS = 60
 _SERVICE_SECONDS = 10
@@ -104,10 +105,27 @@ class Machine:
     async def stop(self) -> bool:
         """Power the host off; what does not stop in time is killed. Returns whether it stopped."""
         self._again = False
+        await self._prepare_poweroff()
         stopped = await self._end(signal.SIGRTMIN + 4, _POWEROFF_SECONDS)
         if self._task is not None:
             await self._task
         return stopped
+
+    async def _prepare_poweroff(self) -> None:
+        leader = self.leader()
+        if leader is None:
+            return
+        process = await asyncio.create_subprocess_exec(
+            *["nsenter", "-t", str(leader), "--all", "--root", "--", "sh", "-c"],
+            hosts.PREPARE_POWEROFF,
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            await asyncio.wait_for(process.wait(), _PREPARE_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            print(f"{self.host.name}: Docker does not take its configuration", flush=True)
 
     async def kill(self) -> None:
         """End the host at once: for disks that nobody needs any more."""
