@@ -346,6 +346,12 @@ def _take_over(allowed: bool, progress: Progress) -> None:
     _stop(owner, progress)
 
 
+def _inventory(progress: Progress) -> None:
+    """Tell this checkout's inventory about the images and the secrets."""
+    _images(progress)
+    _secrets(progress)
+
+
 def _images(progress: Progress) -> None:
     """Build the images where this checkout can, and tell the inventory about them."""
     if importlib.util.find_spec("lab.images") is None:
@@ -583,13 +589,14 @@ def restore(options: argparse.Namespace) -> int:
                 _down(False, steps)
             raise
         _forget_connections()
-        if not options.no_images:
-            _images(steps)
-            _secrets(steps)
         hosts.make_keys()
         _write_ssh_config()
-        ask("start", steps, hosts=names, bases=bases.ensure_bases(SUITES, steps))
-        _wait_for_hosts(names, steps, started=True)
+        with ThreadPoolExecutor() as pool:
+            inventory = [] if options.no_images else [pool.submit(_inventory, steps)]
+            ask("start", steps, hosts=names, bases=bases.ensure_bases(SUITES, steps))
+            _wait_for_hosts(names, steps, started=True)
+            for result in inventory:
+                result.result()
         steps("lab: up")
     return 0
 

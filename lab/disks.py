@@ -167,7 +167,7 @@ def report() -> dict[str, Any]:
     """
     listed = {}
     for name, record in snapshots().items():
-        size = run(["du", "--summarize", "--block-size=1", SNAPSHOTS / name / "."]).stdout
+        size = run(["du", "--summarize", "--block-size=1", (SNAPSHOTS / name).resolve()]).stdout
         listed[name] = {**record, "bytes": int(size.split()[0])}
     return {
         "hosts": sorted(path.parent.name for path in CURRENT.glob("*/upper")),
