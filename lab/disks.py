@@ -87,14 +87,24 @@ def attach() -> str | None:
     """
     _refuse_old_layout()
     DISKS.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not DISKS_IMAGE.exists() and not VOLUMES.exists() and image_wanted():
+    note = None
+    new = not DISKS_IMAGE.exists() and not VOLUMES.exists()
+    if new and image_wanted():
         _make_image()
     if DISKS_IMAGE.exists():
-        run(["mount", "-t", "btrfs", "-o", _MOUNT_OPTIONS, DISKS_IMAGE, DISKS])
+        try:
+            run(["mount", "-t", "btrfs", "-o", _MOUNT_OPTIONS, DISKS_IMAGE, DISKS])
+        except LabError as error:
+            if not new:
+                raise
+            note = f"{error}; "
+            DISKS_IMAGE.unlink()
+    if not DISKS_IMAGE.exists():
+        note = f"disks: {note or ''}without btrfs `save` and `restore` copy every file"
     VOLUMES.mkdir(exist_ok=True)
     SNAPSHOTS.mkdir(exist_ok=True)
     _collect_garbage()
-    return None if DISKS_IMAGE.exists() else "disks: without btrfs, `save` and `restore` copy files"
+    return note
 
 
 def ensure_current() -> Path:
