@@ -160,7 +160,8 @@ def _build(suite: str, progress: Progress) -> None:
     isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
     with log.open("w") as stream:
         result = subprocess.run(
-            ["setpriv", "--pdeathsig", "KILL", *isolated, *argv],
+            # Images are built at the same time and take longer.
+            ["setpriv", "--pdeathsig", "KILL", "nice", *isolated, *argv],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

@@ -170,7 +170,8 @@ class _Builder:
 
     def __exit__(self, *_: object) -> None:
         self._resources.close()
-        shutil.rmtree(self._storage, ignore_errors=True)
+        for path in (self._storage, self._lists):
+            shutil.rmtree(path, ignore_errors=True)
 
     def work(self, make: Callable[[str], None], names: Sequence[str]) -> None:
         """Call `make` for every name, a few at a time; the first failure ends all of it."""
