@@ -138,6 +138,12 @@ def _mine() -> Owner:
     return owner
 
 
+def _listens() -> bool:
+    """Whether the supervisor takes commands: its socket is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(SOCKET)) == 0
+
+
 def _start_supervisor() -> None:
     SOCKET.unlink(missing_ok=True)
     OWNER.unlink(missing_ok=True)
@@ -153,9 +159,9 @@ def _start_supervisor() -> None:
             stderr=log,
             start_new_session=True,
         )
-    if not wait_for(lambda: SOCKET.exists() or process.poll() is not None, 20):
+    if not wait_for(lambda: _listens() or process.poll() is not None, 20):
         os.killpg(process.pid, signal.SIGKILL)
-    if process.poll() is not None or not SOCKET.exists():
+    if process.poll() is not None or not _listens():
         with SUPERVISOR_LOG.open(errors="replace") as log_text:
             log_text.seek(start)
             raise LabError(f"the supervisor did not start:\n{log_text.read().strip()}")

@@ -258,14 +258,18 @@ class Machine:
 
 
 class Supervisor:
-    """Builds the lab's network, keeps its services running and answers commands."""
+    """Builds the lab's network, keeps its services running and answers commands.
 
-    def __init__(self) -> None:
+    `note` is told to the first who starts hosts.
+    """
+
+    def __init__(self, note: str | None) -> None:
         self.machines = {name: Machine(host) for name, host in HOSTS.items()}
         self._services: list[asyncio.Task[None]] = []
         self._over = asyncio.Event()
         self._starting = asyncio.Lock()
         self._ready = False
+        self._note = note
 
     async def run(self) -> None:
         """Serve commands until `stop` or a signal, then end the lab in order."""
@@ -334,6 +338,8 @@ class Supervisor:
     async def _start(self, request: dict[str, Any], say: Say) -> dict[str, Any]:
         async with self._starting:
             if not self._ready:
+                if self._note:
+                    say(self._note)
                 say("network: segments, router, filter")
                 sources = await asyncio.to_thread(network.package_sources)
                 await asyncio.to_thread(network.build, sources)
@@ -559,8 +565,7 @@ def main() -> int:
             # "0" is the writer itself; the machine's pid namespace does not matter.
             path.write_text("0")
         _enter_namespaces()
-        if note := disks.attach():
-            print(note, flush=True)
+        note = disks.attach()
         write_if_changed(OWNER, json.dumps(owner) + "\n")
     except (LabError, OSError) as error:
         print(f"supervisor: {error}", file=sys.stderr, flush=True)
@@ -568,7 +573,7 @@ def main() -> int:
     child = os.fork()
     if child == 0:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(Supervisor().run())
+            asyncio.run(Supervisor(note).run())
         os._exit(0)
     return _reap(child)
 

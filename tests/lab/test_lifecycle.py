@@ -332,15 +332,6 @@ def test_destroy_of_the_disks_makes_the_same_hosts_bare(lab: Checkout) -> None:
     assert lab("ssh", HOST, "ls /root").stdout == ""
 
 
-def test_disks_of_an_older_lab_are_refused(lab: Checkout) -> None:
-    lab("destroy")
-    (STATE / "disks" / HOST / "upper").mkdir(parents=True)
-    refused = lab("up", "--no-images", HOST, check=False)
-    assert refused.returncode == 1 and "destroy --disks" in refused.stderr
-    lab("destroy", "--disks")
-    lab.up()
-
-
 def test_destroy_removes_disks_and_keys_but_no_borrowed_cache(lab: Checkout) -> None:
     lab("destroy")
     assert not (STATE / "disks").exists()

@@ -127,6 +127,8 @@ def test_disks_of_an_older_lab_are_refused(state: Path) -> None:
     (disks.DISKS / HOST / "upper").mkdir(parents=True)
     with pytest.raises(LabError, match="destroy --disks"):
         disks.attach()
+    assert disks.remove()
+    start()
 
 
 def crash_at(line: int, action: Callable[[], None]) -> bool:
