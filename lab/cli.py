@@ -565,6 +565,7 @@ def save(options: argparse.Namespace) -> int:
     """Stop the hosts, keep their disks, keys and secrets as a snapshot, boot them again."""
     steps = Steps()
     disks.check_name(options.name)
+    _check_storage()
     with _exclusive(steps):
         _mine()
         ran = ask("save", steps, name=options.name, key=options.key or key.key())["hosts"]
