@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tempfile
 import time
@@ -31,6 +32,19 @@ def test_references_end_in_the_digest(references: dict[str, str]) -> None:
         address, _, digest = reference.partition("@")
         assert address.startswith(f"198.51.100.20:5000/prime-spark/{name}:")
         assert (recorded[name]["reference"], recorded[name]["digest"]) == (reference, digest)
+
+
+def test_an_image_that_was_left_packed_is_unpacked_when_it_is_wanted(
+    references: dict[str, str],
+) -> None:
+    """`lab up` leaves images packed."""
+    root = images.root_path("redis-exporter")
+    before = sorted(path.relative_to(root) for path in root.rglob("*"))
+    shutil.rmtree(root)
+    assert images.ensure_images(print, roots=False) == references
+    assert not root.exists()
+    assert images.ensure_images(print) == references
+    assert sorted(path.relative_to(root) for path in root.rglob("*")) == before
 
 
 def test_unknown_image_is_refused() -> None:
