@@ -270,6 +270,9 @@ def test_restore_brings_back_the_host_that_was_saved(lab: Checkout) -> None:
         return lab("ssh", HOST, "cat /root/kept").stdout
 
     lab("ssh", HOST, "echo saved > /root/kept")
+    (STATE / "secrets").mkdir(exist_ok=True)
+    (STATE / "secrets/vault.yml").write_text("of the snapshot")
+    identity = (STATE / "ssh/known_hosts").read_text()
     lab("save", "fleet", "--key", "right")
     assert content() == "saved\n", "the host runs on"
     lab("ssh", HOST, "echo later > /root/kept && sync")
@@ -284,17 +287,14 @@ def test_restore_brings_back_the_host_that_was_saved(lab: Checkout) -> None:
     assert list(json.loads(lab("snapshots", "--json").stdout)) == ["fleet"]
 
     # With its keys and secrets, also when the fleet and its own are gone.
-    before = (STATE / "ssh/known_hosts").read_text()
-    (STATE / "secrets/vault.yml").write_text("of the snapshot?")
-    lab("save", "fleet")
     lab("destroy", "--keep-snapshots")
     assert not (STATE / "ssh").exists() and not (STATE / "secrets").exists()
     assert disks(lab) == []
     assert lab("restore", "--no-images", "other", check=False).returncode == 3
     assert not lab.running(), "a lab that was down stays down"
     lab("restore", "--no-images", "fleet")
-    assert (STATE / "ssh/known_hosts").read_text() == before
-    assert (STATE / "secrets/vault.yml").read_text() == "of the snapshot?"
+    assert (STATE / "ssh/known_hosts").read_text() == identity
+    assert (STATE / "secrets/vault.yml").read_text() == "of the snapshot"
     assert content() == "saved\n"
     lab("forget", "fleet")
     assert lab("forget", "fleet", check=False).returncode == 3
