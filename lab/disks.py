@@ -103,12 +103,14 @@ def attach() -> str | None:
         note = f"disks: {note or ''}without btrfs `save` and `restore` copy every file"
     VOLUMES.mkdir(exist_ok=True)
     SNAPSHOTS.mkdir(exist_ok=True)
-    _collect_garbage()
     return note
 
 
 def ensure_current() -> Path:
-    """The volume that the hosts run on, made when there is none."""
+    """The volume that the hosts run on, made when there is none; for the supervisor alone.
+
+    It also ends what an interrupted command began.
+    """
     if not CURRENT.exists():
         volume = VOLUMES / uuid.uuid4().hex
         if _on_btrfs():
@@ -117,6 +119,7 @@ def ensure_current() -> Path:
             volume.mkdir()
         _point(CURRENT, volume)
     _install_identity()
+    _collect_garbage()
     return CURRENT.resolve()
 
 
