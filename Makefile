@@ -69,14 +69,30 @@ test-lab: lab-up ## The lab itself: nothing leaks, nothing of the machine change
 lab-tools:
 	@lab/install-tools
 
-lab-up: $(VENV)/.ready lab-tools ## Boot the lab's five hosts (bare at first)
+# Neither waits for the other.
+lab-ready:
+	@$(MAKE) --no-print-directory --jobs=2 $(VENV)/.ready lab-tools
+
+lab-up: lab-ready ## Boot the lab's five hosts (bare at first)
 	@$(LAB) up
 
 lab-down: $(VENV)/.ready ## Stop the lab, keep its disks
 	@$(LAB) down
 
-lab-destroy: $(VENV)/.ready ## Stop the lab and remove its disks and secrets, keep the image cache
+lab-destroy: $(VENV)/.ready ## Stop the lab and remove disks, snapshots and secrets, keep the image cache
 	@$(LAB) destroy
+
+lab-save: $(VENV)/.ready ## Keep the hosts as they are now, as a snapshot: make lab-save NAME=converged
+	@$(LAB) save $(NAME) $(if $(KEY),--key $(KEY))
+
+lab-restore: lab-ready ## Bring a snapshot's hosts back: make lab-restore NAME=converged
+	@$(LAB) restore $(NAME) $(if $(KEY),--key $(KEY))
+
+lab-snapshots: $(VENV)/.ready ## List the snapshots
+	@$(LAB) snapshots
+
+lab-forget: $(VENV)/.ready ## Delete a snapshot: make lab-forget NAME=converged
+	@$(LAB) forget $(NAME)
 
 lab-status: $(VENV)/.ready ## The lab's hosts in a table
 	@$(LAB) status

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab import mirror
-from lab.common import CACHE, DISKS, LOGS, LabError, Progress, remove_tree, run
+from lab.common import CACHE, LOGS, LabError, Progress, remove_tree, run
 
 BASES = CACHE / "bases"
 
@@ -101,7 +101,6 @@ def ensure_bases(suites: Sequence[str], progress: Progress) -> dict[str, str]:
                 built.result()
     for suite, name in names.items():
         _link(suite, name)
-    _forget_unused(set(names.values()))
     return names
 
 
@@ -161,7 +160,8 @@ def _build(suite: str, progress: Progress) -> None:
     isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
     with log.open("w") as stream:
         result = subprocess.run(
-            ["setpriv", "--pdeathsig", "KILL", *isolated, *argv],
+            # Images are built at the same time and take longer.
+            ["setpriv", "--pdeathsig", "KILL", "nice", *isolated, *argv],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -184,11 +184,10 @@ def _link(suite: str, name: str) -> None:
         (BASES / f"{suite}.json").write_text(json.dumps(_recipe(suite), indent=2) + "\n")
 
 
-def _forget_unused(current: set[str]) -> None:
+def forget_unused(used: set[str]) -> None:
     """Delete bases that neither the recipe nor a disk refers to any more."""
     if CACHE.is_symlink():  # a cache lent by another lab, whose disks are not ours to know
         return
-    used = current | {path.read_text().strip() for path in DISKS.glob("*/base")}
     for path in BASES.iterdir():
         if path.is_dir() and not path.is_symlink() and path.name not in used:
             remove_tree(path)

@@ -6,6 +6,9 @@ python3 -m lab ssh HOST      a shell on a host, or a command there
 python3 -m lab down          power everything off, keep the disks
 python3 -m lab destroy       down, then delete disks, keys and secrets (bases and images stay);
                              with --disks the disks alone: the same fleet, its hosts bare
+python3 -m lab save NAME     keep the stopped hosts' disks, keys and secrets as a snapshot
+python3 -m lab restore NAME  bring them back; with --key K only if they were saved with it,
+                             else status 3 and nothing changed
 """
 
 from __future__ import annotations
@@ -28,11 +31,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lab import bases, cgroups, hosts, machine_state, network
+from lab import bases, cgroups, disks, hosts, key, machine_state, network, releases
 from lab.common import (
     CHECKOUT,
     CLI_LOCK,
-    DISKS,
     KNOWN_HOSTS,
     LOCK,
     LOGS,
@@ -58,6 +60,7 @@ from lab.topology import GIB, HOSTS, MIB, SUITES, Host
 
 _SSH_SECONDS = 90
 _DOWN_SECONDS = 90
+_UNITS_SECONDS = 180
 _MIN_FREE = 8 * GIB
 _MIN_FREE_WITH_DISKS = 2 * GIB
 _RUNTIME_FILES = ("dnsmasq.conf", "lxcfs.pid", "registry.yml")
@@ -115,7 +118,8 @@ def ask(op: str, progress: Progress | None = None, **arguments: Any) -> Any:
             if message["event"] == "progress" and progress is not None:
                 progress(message["text"])
             elif message["event"] == "error":
-                raise LabError(message["text"])
+                missing = message.get("no_snapshot")
+                raise (disks.NoSnapshotError if missing else LabError)(message["text"])
             elif message["event"] == "done":
                 return message["result"]
     raise LabError(f"the supervisor ended without an answer, see {SUPERVISOR_LOG}")
@@ -134,6 +138,12 @@ def _mine() -> Owner:
     return owner
 
 
+def _listens() -> bool:
+    """Whether the supervisor takes commands: its socket is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(SOCKET)) == 0
+
+
 def _start_supervisor() -> None:
     SOCKET.unlink(missing_ok=True)
     OWNER.unlink(missing_ok=True)
@@ -149,9 +159,9 @@ def _start_supervisor() -> None:
             stderr=log,
             start_new_session=True,
         )
-    if not wait_for(lambda: SOCKET.exists() or process.poll() is not None, 20):
+    if not wait_for(lambda: _listens() or process.poll() is not None, 20):
         os.killpg(process.pid, signal.SIGKILL)
-    if process.poll() is not None or not SOCKET.exists():
+    if process.poll() is not None or not _listens():
         with SUPERVISOR_LOG.open(errors="replace") as log_text:
             log_text.seek(start)
             raise LabError(f"the supervisor did not start:\n{log_text.read().strip()}")
@@ -257,31 +267,63 @@ def up(options: argparse.Namespace) -> int:
     _check_storage()
     with _exclusive(steps):
         _take_over(options.takeover, steps)
-        base_names = bases.ensure_bases(SUITES, steps)
+        with ThreadPoolExecutor() as pool:
+            building = [] if options.no_images else [pool.submit(_images, steps)]
+            base_names = bases.ensure_bases(SUITES, steps)
+            release = None if options.no_images else releases.start()
+            for result in building:
+                result.result()
         if not options.no_images:
-            _images(steps)
             _secrets(steps)
         hosts.make_keys()
         _write_ssh_config()
         if living_owner() is None:
-            _clean_up()
-            for host in HOSTS.values():
-                if note := hosts.make_disk(host, base_names[host.suite]):
-                    steps(note)
-            machine_state.save()
-            steps("supervisor: starting")
-            _start_supervisor()
-        ask("start", steps, hosts=names)
+            _launch(steps)
+        ask("start", steps, hosts=names, bases=base_names)
         cut = {name for name, row in ask("status").items() if row["state"] == "cut"}
-        with ThreadPoolExecutor(len(names)) as pool:
-            waits = [
-                pool.submit(_wait_for_ssh, HOSTS[name], steps) for name in names if name not in cut
-            ]
-            for wait in waits:
-                wait.result()
+        _wait_for_hosts([name for name in names if name not in cut], steps)
+        releases.finish(release, steps)
         steps("lab: up")
     _print_table(ask("status"))
     return 0
+
+
+def _launch(steps: Steps) -> None:
+    _clean_up()
+    machine_state.save()
+    steps("supervisor: starting")
+    _start_supervisor()
+
+
+def _wait_for_hosts(names: Sequence[str], steps: Steps, *, started: bool = False) -> None:
+    """Wait until hosts answer SSH; with `started` until all they start at boot has started."""
+
+    def wait(name: str) -> None:
+        _wait_for_ssh(HOSTS[name], steps)
+        if started:
+            _wait_for_units(HOSTS[name], steps)
+
+    with ThreadPoolExecutor(max(1, len(names))) as pool:
+        for result in [pool.submit(wait, name) for name in names]:
+            result.result()
+
+
+def _wait_for_units(host: Host, progress: Progress) -> None:
+    command = [*ssh_command(host, "-o", "BatchMode=yes"), "systemctl is-system-running --wait"]
+    try:
+        result = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_UNITS_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise LabError(
+            f"{host.name} still starts units after {_UNITS_SECONDS} s: see "
+            f"`python3 -m lab ssh {host.name} systemctl list-jobs`"
+        ) from None
+    progress(f"{host.name}: {result.stdout.strip() or result.stderr.strip()}")
 
 
 def _may_take_over(asked: bool) -> bool:
@@ -310,13 +352,19 @@ def _take_over(allowed: bool, progress: Progress) -> None:
     _stop(owner, progress)
 
 
+def _inventory(progress: Progress) -> None:
+    """Tell this checkout's inventory about the images and the secrets."""
+    _images(progress)
+    _secrets(progress)
+
+
 def _images(progress: Progress) -> None:
     """Build the images where this checkout can, and tell the inventory about them."""
     if importlib.util.find_spec("lab.images") is None:
         return
     module = importlib.import_module("lab.images")
     try:
-        references: dict[str, str] = module.ensure_images(progress)
+        references: dict[str, str] = module.ensure_images(progress, roots=False)
     except RuntimeError as error:
         raise LabError(str(error)) from error
     path = CHECKOUT / "inventories/lab/group_vars/all/images.yml"
@@ -342,7 +390,7 @@ def _check_storage() -> None:
             f"{STATE} lies on overlayfs (the root of a container?), which cannot carry the hosts' "
             "disks: mount a volume there, or point PRIME_SPARK_LAB_DIR to another file system"
         )
-    needed = _MIN_FREE_WITH_DISKS if DISKS.exists() else _MIN_FREE
+    needed = _MIN_FREE_WITH_DISKS if disks.exist() else _MIN_FREE
     if (free := hosts.free_space(STATE)) < needed:
         raise LabError(
             f"{STATE} has {free / GIB:.1f} GiB free, the lab needs {needed / GIB:.0f}: make "
@@ -369,19 +417,25 @@ def _down(takeover: bool, progress: Progress) -> None:
 
 
 def destroy(options: argparse.Namespace) -> int:
-    """Down, then delete disks, keys and secrets; with --cache also bases and images.
+    """Down, then delete disks, snapshots, keys and secrets; with --cache also bases and images.
 
-    With --disks the disks alone: the same fleet, its hosts bare.
+    With --disks the hosts' disks alone: the same fleet, its hosts bare. --keep-snapshots keeps
+    the snapshots, which carry their own keys and secrets.
     """
     steps = Steps()
     with _exclusive(steps):
         _down(options.takeover, steps)
         if mounted := mounts_below(STATE):
             raise LabError(f"not deleting anything: {mounted[0]} is mounted; unmount it first")
-        names = ["disks", "ssh", "secrets", "logs"] + (["cache"] if options.cache else [])
+        if (options.disks or options.keep_snapshots) and disks.exist():
+            disks.apart("drop-current")
+            steps("the hosts' disks: deleted")
+        elif disks.remove():
+            steps("disks and snapshots: deleted")
+        names = ["ssh", "secrets", "logs"] + (["cache"] if options.cache else [])
         if options.disks:
-            # Connections that Ansible keeps open lead to hosts that are no more.
-            names = ["disks", str(OPEN_CONNECTIONS.relative_to(STATE))]
+            names = []
+            _forget_connections()
         for name in names:
             if (STATE / name).exists():
                 steps(f"deleting {STATE / name}")
@@ -395,7 +449,7 @@ def status(options: argparse.Namespace) -> int:
     """Show the hosts."""
     owner = living_owner()
     if owner is None:
-        kept = [name for name in HOSTS if (DISKS / name / "upper").exists()]
+        kept = _disks()["hosts"]
         if options.json:
             print(json.dumps({"running": False, "disks": kept}))
         else:
@@ -429,6 +483,10 @@ def _print_table(rows: dict[str, Any]) -> None:
                 f"{quota / 100_000:.1f}" if quota else "-",
             )
         )
+    _print_columns(table)
+
+
+def _print_columns(table: Sequence[Sequence[str]]) -> None:
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for line in table:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
@@ -503,6 +561,98 @@ def heal(options: argparse.Namespace) -> int:
     return 0
 
 
+def save(options: argparse.Namespace) -> int:
+    """Stop the hosts, keep their disks, keys and secrets as a snapshot, boot them again."""
+    steps = Steps()
+    disks.check_name(options.name)
+    _check_storage()
+    with _exclusive(steps):
+        _mine()
+        ran = ask("save", steps, name=options.name, key=options.key or key.key())["hosts"]
+        _forget_connections()
+        _wait_for_hosts(ran, steps, started=True)
+    steps("lab: up")
+    return 0
+
+
+def restore(options: argparse.Namespace) -> int:
+    """Bring a snapshot's hosts back, with its keys and secrets; throws away what they are now.
+
+    Status 3: there is no such snapshot, or it was saved with another key; nothing has changed.
+    """
+    steps = Steps()
+    disks.check_name(options.name)
+    network.check_tools()
+    _check_storage()
+    with _exclusive(steps):
+        _take_over(options.takeover, steps)
+        started = living_owner() is None
+        if started:
+            _launch(steps)
+        try:
+            names = ask("restore", steps, name=options.name, key=options.key)["hosts"]
+        except disks.NoSnapshotError:
+            if started:
+                _down(False, steps)
+            raise
+        _forget_connections()
+        hosts.make_keys()
+        _write_ssh_config()
+        with ThreadPoolExecutor() as pool:
+            inventory = [] if options.no_images else [pool.submit(_inventory, steps)]
+            ask("start", steps, hosts=names, bases=bases.ensure_bases(SUITES, steps))
+            _wait_for_hosts(names, steps, started=True)
+            for result in inventory:
+                result.result()
+        steps("lab: up")
+    return 0
+
+
+def snapshots(options: argparse.Namespace) -> int:
+    """List the snapshots."""
+    found = _disks()["snapshots"]
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    now = key.key()
+    table = [("SNAPSHOT", "KEY", "SIZE", "AGE")]
+    for name, row in found.items():
+        shown = row["key"] + (" (this tree)" if row["key"] == now else "")
+        size = f"{row['bytes'] / MIB:.0f} MiB"
+        table.append((name, shown, size, _duration(time.time() - row["created"])))
+    _print_columns(table)
+    return 0
+
+
+def forget(options: argparse.Namespace) -> int:
+    """Delete a snapshot."""
+    steps = Steps()
+    disks.check_name(options.name)
+    with _exclusive(steps):
+        if living_owner() is None:
+            disks.apart("forget", options.name)
+        else:
+            _mine()
+            ask("forget", name=options.name)
+    return 0
+
+
+def _disks() -> dict[str, Any]:
+    """What lies on the disks, see disks.report."""
+    found: dict[str, Any] = {"hosts": [], "snapshots": {}}
+    if living_owner() is not None:
+        found = ask("disks")
+    elif disks.exist():
+        found = disks.apart("report")
+    return found
+
+
+def _forget_connections() -> None:
+    """Connections that Ansible keeps open lead to hosts that are no more."""
+    if OPEN_CONNECTIONS.exists():
+        remove_tree(OPEN_CONNECTIONS)
+
+
 def images(options: argparse.Namespace) -> int:
     """Build the images only."""
     del options
@@ -548,6 +698,9 @@ def _parser() -> argparse.ArgumentParser:
     for function in (down, destroy):
         command = add(function)
         command.add_argument("--takeover", action="store_true", help="also another checkout's lab")
+    command.add_argument(
+        "--keep-snapshots", action="store_true", help="and with them the keys that they carry"
+    )
     what = command.add_mutually_exclusive_group()
     what.add_argument("--cache", action="store_true", help="also the bases and images")
     what.add_argument("--disks", action="store_true", help="the disks alone: bare hosts again")
@@ -559,6 +712,17 @@ def _parser() -> argparse.ArgumentParser:
     for function in (reboot, cut, heal):
         add(function).add_argument("host", choices=list(HOSTS), metavar="HOST")
     add(images)
+    for function in (save, restore, forget):
+        add(function).add_argument("name", metavar="NAME")
+    commands.choices["save"].add_argument("--key", help="what led to this state; else `lab key`")
+    command = commands.choices["restore"]
+    command.add_argument("--key", help="status 3 unless the snapshot was saved with this key")
+    command.add_argument("--takeover", action="store_true", help="stop another's lab first")
+    command.add_argument("--no-images", action="store_true", help="as with `up`")
+    add(snapshots).add_argument("--json", action="store_true")
+    commands.add_parser(
+        "key", help="Print the hash over everything that leads to a converged fleet."
+    ).set_defaults(function=lambda _: print(key.key()) or 0)
     return parser
 
 
@@ -571,7 +735,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result: int = options.function(options)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
-        return 1
+        return disks.NO_SNAPSHOT_STATUS if isinstance(error, disks.NoSnapshotError) else 1
     except KeyboardInterrupt:
         return 130
     return result

@@ -21,6 +21,7 @@ RUNTIME = Path(os.environ.get("PRIME_SPARK_LAB_RUN", "/run/prime-spark-lab"))
 
 CACHE = STATE / "cache"
 DISKS = STATE / "disks"
+DISKS_IMAGE = STATE / "disks.btrfs"
 SSH = STATE / "ssh"
 # Where Ansible keeps connections to hosts open, by the inventory.
 OPEN_CONNECTIONS = SSH / "control"

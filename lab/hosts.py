@@ -6,8 +6,8 @@ import shutil
 import uuid
 from pathlib import Path
 
-from lab import bases
-from lab.common import DISKS, KNOWN_HOSTS, LOGS, NETNS, OPERATOR_KEY, SSH, LabError, run
+from lab import bases, disks
+from lab.common import KNOWN_HOSTS, LOGS, NETNS, OPERATOR_KEY, SSH, LabError, run
 from lab.common import write_if_changed as write
 from lab.topology import HOSTS, RESOLVER, Host
 
@@ -18,12 +18,12 @@ REBOOT_STATUS = 133
 
 
 def disk(host: Host) -> Path:
-    """Directory of a host's disk."""
-    return DISKS / host.name
+    """Directory of a host's disk (in the supervisor's mount namespace)."""
+    return disks.CURRENT.resolve() / host.name
 
 
 def root(host: Host) -> Path:
-    """Where a host's merged root is mounted (in the supervisor's mount namespace)."""
+    """Where a host's merged root is mounted."""
     return disk(host) / "root"
 
 
@@ -196,6 +196,20 @@ def nspawn_environment() -> dict[str, str]:
 
 def _machine_id(host: Host) -> str:
     return (root(host) / "etc/machine-id").read_text().strip()
+
+
+# Docker with live-restore leaves containers running when it stops, and their shims ignore SIGTERM:
+# a host would wait for them until it is killed. Without it Docker stops them as each image says,
+# and starts them at the next boot. The changed configuration is gone then.
+PREPARE_POWEROFF = """
+set -eu
+systemctl --quiet is-active docker.service || exit 0
+config=/etc/docker/daemon.json
+sed 's/"live-restore": true/"live-restore": false/' "$config" > /run/lab-daemon.json
+mount --bind /run/lab-daemon.json "$config"
+systemctl reload docker.service
+until [ "$(docker info --format '{{.LiveRestoreEnabled}}')" = false ]; do sleep 0.1; done
+"""
 
 
 def free_space(path: Path) -> int:

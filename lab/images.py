@@ -4,7 +4,7 @@ Every image is one directory `lab/images/<name>/` with a Containerfile. buildah 
 minimal Debian made with mmdebstrap; nothing else is downloaded than Debian packages and what the
 Containerfile itself fetches. An image is rebuilt when a file of its directory, the base or the
 machine's extra certificate authorities changed. A reference ends in the digest, so hosts pull
-exactly what was built.
+exactly what was built. Two images are built at a time, and all with the same package lists.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, Self, TypedDict
 
 from lab import bases, mirror, registry
 from lab.common import CACHE, LOGS, LabError, Progress
 from lab.topology import REGISTRY_ADDRESS, REGISTRY_PORT
 
+# In the order of building: what takes longest comes first.
 IMAGES = (
-    "redis",
-    "timescale",
-    "kafka",
-    "llama",
     "airflow",
+    "kafka",
+    "timescale",
+    "llama",
     "prometheus",
     "alertmanager",
+    "redis",
     "postgres-exporter",
     "redis-exporter",
 )
@@ -55,9 +58,11 @@ _DPKG_OPTIONS = (
     "path-exclude=/usr/share/info/*",
     "path-exclude=/usr/share/locale/*",
     "path-exclude=/usr/share/lintian/*",
+    "force-unsafe-io",
 )
-_BUILD = ("build", "--isolation=chroot", "--format=docker", "--layers")
-_BASE_FORMAT = 1  # raise to rebuild every base after a change of the code below
+_BUILD = ("build", "--isolation=chroot", "--format=docker", "--layers=false")
+_BASE_FORMAT = 2  # raise to rebuild every base after a change of the code below
+_BUILDS_AT_ONCE = 2
 _APT_SETTINGS = {"Acquire::Languages": "none", "APT::Install-Recommends": "false"}
 _LOG_TAIL = 40
 # buildah's own progress: "STEP 3/10: RUN …", after "[1/2] " when there are stages.
@@ -74,6 +79,7 @@ class Record(TypedDict):
     reference: str
     digest: str
     recipe: str
+    unpacked: NotRequired[bool]  # False: its root is missing or an older image's
 
 
 def root_path(name: str) -> Path:
@@ -81,10 +87,13 @@ def root_path(name: str) -> Path:
     return CACHE / "roots" / name
 
 
-def ensure_images(progress: Progress, *, force: Sequence[str] = ()) -> dict[str, str]:
+def ensure_images(
+    progress: Progress, *, force: Sequence[str] = (), roots: bool = True
+) -> dict[str, str]:
     """Build what is missing or out of date; return {name: reference with digest}.
 
     `force` names images to rebuild regardless; "debian" rebuilds the base and so all of them.
+    Without `roots` images are left packed: only service tests need them unpacked.
     Safe to call at any time: a second caller waits, an interrupted build is taken up again.
     """
     unknown = set(force) - {*IMAGES, "debian"}
@@ -93,51 +102,94 @@ def ensure_images(progress: Progress, *, force: Sequence[str] = ()) -> dict[str,
     base = _base_recipe()
     recipes = {name: _recipe(name, base) for name in IMAGES}
     records = _read_records()
-    if not force and all(_is_current(name, recipes[name], records) for name in IMAGES):
+    if not force and not any(_missing(name, recipes[name], records, roots) for name in IMAGES):
         return {name: records[name]["reference"] for name in IMAGES}
 
     if os.geteuid() != 0:
         raise ImageError("building images needs root")
     with _locked(progress):
         records = _read_records()  # the caller before us may have done it all
-        builder = _Builder(progress)
-        rebuild_all = "debian" in force
+        again = set(IMAGES) if "debian" in force else set(force)
         stale = [
             name
             for name in IMAGES
-            if rebuild_all or name in force or not _is_current(name, recipes[name], records)
+            if name in again or not _is_current(name, recipes[name], records)
         ]
-        if stale:
-            builder.prepare(base, rebuild=rebuild_all)
-        for name in stale:
-            records[name] = builder.build(name, recipes[name])
-            _write_records(records)
-        if stale:
-            builder.finish()
+        packed = [
+            name
+            for name in IMAGES
+            if name not in stale and _missing(name, recipes[name], records, roots)
+        ]
+        replaced = any(name in records for name in stale)
+        with _Builder(progress) as builder:
+            if stale:
+                builder.prepare(base, rebuild="debian" in force)
+
+            def make(name: str) -> None:
+                if name in stale:
+                    record = builder.build(name, recipes[name], unpack=roots)
+                else:
+                    record = builder.unpack(name, records[name])
+                with builder.lock:
+                    records[name] = record
+                    _write_records(records)
+
+            builder.work(make, [*stale, *packed])
+        if replaced:
+            registry.collect_garbage(CACHE / "registry")
     return {name: records[name]["reference"] for name in IMAGES}
 
 
 class _Builder:
-    """buildah with its own storage under cache/build, one log file per image."""
+    """buildah with its own storage under cache/build, one log file per image.
+
+    As a context it serves the registry for pushing, and clears the storage at its end: layers
+    kept for a later build would also keep packages that Debian has fixed since.
+    """
 
     def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+        self.lock = threading.Lock()
+        self._say = progress
+        self._processes: set[subprocess.Popen[str]] = set()
+        self._over = False
+        self._resources = ExitStack()
         self._dir = CACHE / "build"
         self._storage = self._dir / "storage"
-        self._unfinished = self._dir / "unfinished"
         self._tar = self._dir / f"debian-{SUITE}.tar"
         self._tar_recipe = self._dir / f"debian-{SUITE}.recipe"
+        self._lists = self._dir / "lists"
         self._logs = LOGS
+        self._registry = ""
 
-    def prepare(self, base_recipe: str, *, rebuild: bool) -> None:
-        """Clear away what an interrupted build left, then make and import the base."""
+    def __enter__(self) -> Self:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._dir.mkdir(parents=True, exist_ok=True)
-        if self._unfinished.exists():
-            self._say("images: the last build was interrupted, starting from a clean storage")
-            shutil.rmtree(self._storage, ignore_errors=True)
-        self._unfinished.touch()
+        shutil.rmtree(self._storage, ignore_errors=True)
+        self._registry = self._resources.enter_context(registry.writable(CACHE / "registry"))
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+        for path in (self._storage, self._lists):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def work(self, make: Callable[[str], None], names: Sequence[str]) -> None:
+        """Call `make` for every name, a few at a time; the first failure ends all of it."""
+        with ThreadPoolExecutor(_BUILDS_AT_ONCE) as pool:
+            results = [pool.submit(make, name) for name in names]
+            try:
+                for result in as_completed(results):
+                    result.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                with self.lock:
+                    self._over = True
+                    for process in self._processes:
+                        process.kill()
+                raise
+
+    def prepare(self, base_recipe: str, *, rebuild: bool) -> None:
+        """Make and import the base, read the package lists."""
         # The base names the package sources, which may change without changing any image.
         apt = {**_APT_SETTINGS, **bases.apt_settings()}
         sources = mirror.debian_sources(SUITE)
@@ -148,18 +200,10 @@ class _Builder:
             self._make_base(apt, sources)
             self._tar_recipe.write_text(wanted)
         self._import_base()
+        self._read_lists()
 
-    def finish(self) -> None:
-        """Drop replaced images and buildah's storage; registry and roots hold what is needed.
-
-        Layers kept for a later build would also keep packages that Debian has fixed since.
-        """
-        registry.collect_garbage(CACHE / "registry")
-        shutil.rmtree(self._storage, ignore_errors=True)
-        self._unfinished.unlink(missing_ok=True)
-
-    def build(self, name: str, recipe: str) -> Record:
-        """Build, push and unpack one image."""
+    def build(self, name: str, recipe: str, *, unpack: bool) -> Record:
+        """Build and push one image; unpack it where that is asked for."""
         started = time.monotonic()
         context = _RECIPES / name
         version = _version(name)
@@ -167,36 +211,33 @@ class _Builder:
         log = self._logs / f"image-{name}.log"
         with log.open("w") as stream:
             stream.write(f"{name} {version}\n")
-        secrets = [f"--secret=id=maven,src={_MAVEN_SETTINGS}"] if _MAVEN_SETTINGS.exists() else []
-        self._buildah(
-            name,
-            log,
-            [*_BUILD, *secrets, "--tag", local, "--file", f"{context}/Containerfile", str(context)],
-        )
+        # Over the shared lists every step has an upper layer of its own, which goes with the step.
+        options = [f"--volume={self._lists}:/var/lib/apt/lists:O", "--tag", local]
+        if _MAVEN_SETTINGS.exists():
+            options += [f"--secret=id=maven,src={_MAVEN_SETTINGS}"]
+        options += ["--file", f"{context}/Containerfile", str(context)]
+        self._buildah(name, log, [*_BUILD, *options])
 
         self._say(f"images: {name}: pushing ({_seconds(started)})")
         digest_file = self._dir / f"{name}.digest"
-        with registry.writable(CACHE / "registry") as address:
-            target = f"docker://{address}/{NAMESPACE}/{name}:{version}"
-            self._buildah(
-                name,
-                log,
-                [
-                    "push",
-                    "--quiet",
-                    "--tls-verify=false",
-                    f"--digestfile={digest_file}",
-                    local,
-                    target,
-                ],
-            )
+        push = ["push", "--quiet", "--tls-verify=false", "--compression-level=1"]
+        push += [f"--digestfile={digest_file}", local]
+        self._buildah(name, log, [*push, f"docker://{self._registry}/{NAMESPACE}/{name}:{version}"])
         digest = digest_file.read_text().strip()
 
-        self._say(f"images: {name}: unpacking ({_seconds(started)})")
-        self._unpack(name, log, local)
+        if unpack:
+            self._say(f"images: {name}: unpacking ({_seconds(started)})")
+            self._unpack(name, local)
         reference = f"{REGISTRY}/{NAMESPACE}/{name}:{version}@{digest}"
         self._say(f"images: {name}: ready, {reference} ({_seconds(started)})")
-        return Record(reference=reference, digest=digest, recipe=recipe)
+        return Record(reference=reference, digest=digest, recipe=recipe, unpacked=unpack)
+
+    def unpack(self, name: str, record: Record) -> Record:
+        """Unpack an image that was built before, out of the registry."""
+        self._say(f"images: {name}: unpacking")
+        source = f"docker://{self._registry}/{NAMESPACE}/{name}@{record['digest']}"
+        self._unpack(name, source)
+        return Record(**{**record, "unpacked": True})
 
     def _make_base(self, apt: dict[str, str], sources: list[str]) -> None:
         started = time.monotonic()
@@ -219,6 +260,17 @@ class _Builder:
         partial.rename(self._tar)
         self._say(f"images: debian {SUITE}: done ({_seconds(started)})")
 
+    def _read_lists(self) -> None:
+        """`apt-get update` in the base, once for all builds: each then asks only what is new."""
+        shutil.rmtree(self._lists, ignore_errors=True)
+        self._lists.mkdir()
+        script = (
+            'container=$(buildah $3 from "$1") && '
+            'buildah $3 run --isolation=chroot --volume "$2:/var/lib/apt/lists" "$container" '
+            'apt-get update && buildah $3 rm "$container"'
+        )
+        self._sh("debian", script, f"localhost/{NAMESPACE}/debian:{SUITE}", self._lists)
+
     def _import_base(self) -> None:
         log = self._logs / "image-debian.log"
         tag = f"localhost/{NAMESPACE}/debian:{SUITE}"
@@ -233,21 +285,18 @@ class _Builder:
         )
         shutil.rmtree(context)
 
-    def _unpack(self, name: str, log: Path, local: str) -> None:
+    def _unpack(self, name: str, local: str) -> None:
         roots = CACHE / "roots"
         roots.mkdir(parents=True, exist_ok=True)
         partial = roots / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         script = (
-            'container=$(buildah $3 from "$1") && root=$(buildah $3 mount "$container") && '
+            'container=$(buildah $3 from --tls-verify=false "$1") && '
+            'root=$(buildah $3 mount "$container") && '
             'cp -a --reflink=auto "$root/." "$2" && buildah $3 rm "$container"'
         )
         partial.mkdir()
-        self._run(
-            name,
-            log,
-            ["sh", "-euc", script, "unpack", local, str(partial), " ".join(self._options())],
-        )
+        self._sh(name, script, local, partial)
         final = root_path(name)
         old = roots / f".{name}.old"
         shutil.rmtree(old, ignore_errors=True)
@@ -258,6 +307,11 @@ class _Builder:
 
     def _options(self) -> list[str]:
         return ["--root", str(self._storage), "--runroot", str(self._dir / "run")]
+
+    def _sh(self, name: str, script: str, image: str, directory: Path) -> None:
+        """Run a script with an image as $1, a directory as $2 and buildah's options as $3."""
+        argv = ["sh", "-euc", script, "sh", image, str(directory), " ".join(self._options())]
+        self._run(name, self._logs / f"image-{name}.log", argv)
 
     def _buildah(self, name: str, log: Path, arguments: list[str]) -> None:
         self._run(name, log, ["buildah", *self._options(), *arguments])
@@ -284,6 +338,10 @@ class _Builder:
                 env={**os.environ, **(environment or {})},
             ) as process,
         ):
+            with self.lock:
+                self._processes.add(process)
+                if self._over:
+                    process.kill()
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
@@ -294,16 +352,14 @@ class _Builder:
             except BaseException:
                 process.kill()
                 raise
+            finally:
+                with self.lock:
+                    self._processes.discard(process)
         if process.returncode != 0:
-            # buildah ended by itself: its storage is in order.
-            self._unfinished.unlink(missing_ok=True)
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL:])
             raise ImageError(
                 f"image {name}: {argv[0]} failed with {process.returncode}, see {log}\n{tail}"
             )
-
-    def _say(self, text: str) -> None:
-        self._progress(text)
 
 
 def _names() -> str:
@@ -347,11 +403,17 @@ def _recipe(name: str, base: str) -> str:
 
 def _is_current(name: str, recipe: str, records: dict[str, Record]) -> bool:
     record = records.get(name)
-    if record is None or record["recipe"] != recipe or not root_path(name).is_dir():
+    if record is None or record["recipe"] != recipe:
         return False
     algorithm, _, value = record["digest"].partition(":")
     repository = CACHE / "registry/docker/registry/v2/repositories" / NAMESPACE / name
     return (repository / "_manifests/revisions" / algorithm / value / "link").is_file()
+
+
+def _missing(name: str, recipe: str, records: dict[str, Record], roots: bool) -> bool:
+    if not _is_current(name, recipe, records):
+        return True
+    return roots and not (records[name].get("unpacked", True) and root_path(name).is_dir())
 
 
 def _records_path() -> Path:

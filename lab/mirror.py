@@ -5,6 +5,7 @@ No mirror is named here: whatever this machine installs from is reachable from i
 
 from __future__ import annotations
 
+import functools
 import subprocess
 
 from lab.common import LabError
@@ -22,13 +23,17 @@ def debian_sources(suite: str) -> list[str]:
     The archive's address is the one of the configured Debian release; updates and security are
     left out where this machine has no such source.
     """
-    listing = subprocess.run(
+    return sources_from_listing(_listing(), suite)
+
+
+@functools.cache
+def _listing() -> str:
+    return subprocess.run(
         ["apt-get", "indextargets", "--format", _FORMAT, "Created-By: Packages"],
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    return sources_from_listing(listing, suite)
 
 
 def sources_from_listing(listing: str, suite: str) -> list[str]:

@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from lab import cgroups, hosts, lxcfs, network, registry
+from lab import bases, cgroups, disks, hosts, lxcfs, network, registry
 from lab.common import (
     CACHE,
     CHECKOUT,
@@ -40,6 +40,7 @@ from lab.topology import HOSTS, REGISTRY, REGISTRY_ADDRESS, REGISTRY_PORT, Host
 
 Say = Callable[[str], None]
 
+_PREPARE_SECONDS = 10
 _POWEROFF_SECONDS = 40
 _REBOOT_SECONDS = 60
 _SERVICE_SECONDS = 10
@@ -85,6 +86,7 @@ class Machine:
         """Boot the host unless it runs."""
         if self._task is None or self._task.done():
             self.error = ""
+            self._become("booting")
             self._task = asyncio.create_task(self._live())
 
     def leader(self) -> int | None:
@@ -100,10 +102,36 @@ class Machine:
                     return child
         return None
 
-    async def stop(self) -> None:
-        """Power the host off; what does not stop in time is killed."""
+    async def stop(self) -> bool:
+        """Power the host off; what does not stop in time is killed. Returns whether it stopped."""
         self._again = False
-        await self._end(signal.SIGRTMIN + 4, _POWEROFF_SECONDS)
+        await self._prepare_poweroff()
+        stopped = await self._end(signal.SIGRTMIN + 4, _POWEROFF_SECONDS)
+        if self._task is not None:
+            await self._task
+        return stopped
+
+    async def _prepare_poweroff(self) -> None:
+        leader = self.leader()
+        if leader is None:
+            return
+        process = await asyncio.create_subprocess_exec(
+            *["nsenter", "-t", str(leader), "--all", "--root", "--", "sh", "-c"],
+            hosts.PREPARE_POWEROFF,
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            await asyncio.wait_for(process.wait(), _PREPARE_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            print(f"{self.host.name}: Docker does not take its configuration", flush=True)
+
+    async def kill(self) -> None:
+        """End the host at once: for disks that nobody needs any more."""
+        self._again = False
+        if self._process is not None and self._process.returncode is None:
+            await self._kill(self._process)
         if self._task is not None:
             await self._task
 
@@ -126,21 +154,26 @@ class Machine:
         if self.state == "running":
             await asyncio.to_thread(network.set_cut, self.host, cut=cut)
 
-    async def _end(self, request: int, seconds: float) -> None:
+    async def _end(self, request: int, seconds: float) -> bool:
         process = self._process
         if process is None or process.returncode is not None:
-            return
+            return True
         leader = self.leader()
         if leader is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(leader, request)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.shield(process.wait()), seconds)
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await asyncio.to_thread(cgroups.kill, self.host.name)
-            await process.wait()
+        if process.returncode is not None:
+            return True
+        await self._kill(process)
+        return False
+
+    async def _kill(self, process: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await asyncio.to_thread(cgroups.kill, self.host.name)
+        await process.wait()
 
     async def _live(self) -> None:
         try:
@@ -225,14 +258,18 @@ class Machine:
 
 
 class Supervisor:
-    """Builds the lab's network, keeps its services running and answers commands."""
+    """Builds the lab's network, keeps its services running and answers commands.
 
-    def __init__(self) -> None:
+    `note` is told to the first who starts hosts.
+    """
+
+    def __init__(self, note: str | None) -> None:
         self.machines = {name: Machine(host) for name, host in HOSTS.items()}
         self._services: list[asyncio.Task[None]] = []
         self._over = asyncio.Event()
         self._starting = asyncio.Lock()
         self._ready = False
+        self._note = note
 
     async def run(self) -> None:
         """Serve commands until `stop` or a signal, then end the lab in order."""
@@ -246,8 +283,7 @@ class Supervisor:
         await self._over.wait()
         server.close()
         await asyncio.gather(*(m.stop() for m in self.machines.values()), return_exceptions=True)
-        for machine in self.machines.values():
-            hosts.unmount_root(machine.host)
+        self._unmount_roots()
         for service in self._services:
             service.cancel()
         await asyncio.gather(*self._services, return_exceptions=True)
@@ -269,7 +305,8 @@ class Supervisor:
             result = await self._answer(request, say)
             send({"event": "done", "result": result})
         except LabError as error:
-            send({"event": "error", "text": str(error)})
+            missing = isinstance(error, disks.NoSnapshotError)
+            send({"event": "error", "text": str(error), "no_snapshot": missing})
         except Exception as error:
             traceback.print_exc()
             send({"event": "error", "text": f"{type(error).__name__}: {error}"})
@@ -287,6 +324,10 @@ class Supervisor:
             "cut": self._cut,
             "heal": self._heal,
             "stop": self._stop,
+            "save": self._save,
+            "restore": self._restore,
+            "forget": self._forget,
+            "disks": self._disks,
         }
         try:
             command = commands[request["op"]]
@@ -297,6 +338,8 @@ class Supervisor:
     async def _start(self, request: dict[str, Any], say: Say) -> dict[str, Any]:
         async with self._starting:
             if not self._ready:
+                if self._note:
+                    say(self._note)
                 say("network: segments, router, filter")
                 sources = await asyncio.to_thread(network.package_sources)
                 await asyncio.to_thread(network.build, sources)
@@ -305,17 +348,22 @@ class Supervisor:
                     machine.exceptions = exceptions
                 await self._start_services(sources, say)
                 self._ready = True
+            for note in await asyncio.to_thread(_make_disks, request["bases"]):
+                say(note)
             names: list[str] = request["hosts"]
-            for name in names:
-                if self.machines[name].state not in ("running", "booting"):
-                    say(f"{name}: booting")
-                    self.machines[name].start()
-            while any(self.machines[name].state in ("off", "booting") for name in names):
-                await asyncio.sleep(0.05)
+            await self._boot(names, say)
+        return {}
+
+    async def _boot(self, names: Sequence[str], say: Say) -> None:
+        for name in names:
+            if self.machines[name].state not in ("running", "booting"):
+                say(f"{name}: booting")
+                self.machines[name].start()
+        while any(self.machines[name].state in ("off", "booting") for name in names):
+            await asyncio.sleep(0.05)
         failed = {n: self.machines[n].error for n in names if self.machines[n].state == "failed"}
         if failed:
             raise LabError("; ".join(f"{name}: {error}" for name, error in failed.items()))
-        return {}
 
     async def _status(self, _: dict[str, Any], __: Say) -> dict[str, Any]:
         return {name: machine.report() for name, machine in self.machines.items()}
@@ -338,6 +386,54 @@ class Supervisor:
         # The answer has to leave before the socket goes.
         asyncio.get_running_loop().call_later(0.05, self._over.set)
         return {}
+
+    # --- disks ----------------------------------------------------------------------------
+
+    async def _save(self, request: dict[str, Any], say: Say) -> dict[str, Any]:
+        """Stop what runs, keep the disks, boot again what ran; returns {"hosts": names}."""
+        async with self._starting:
+            disks.check_name(request["name"])
+            ran = [name for name, m in self.machines.items() if m.leader() is not None]
+            say("hosts: powering off")
+            stopped = await asyncio.gather(*(self.machines[name].stop() for name in ran))
+            self._unmount_roots()
+            slow = [name for name, clean in zip(ran, stopped, strict=True) if not clean]
+            try:
+                if slow:
+                    raise LabError(
+                        f"{', '.join(slow)} did not power off within {_POWEROFF_SECONDS} s: "
+                        "nothing is saved"
+                    )
+                await asyncio.to_thread(disks.save, request["name"], request["key"], ran)
+                say(f"snapshot {request['name']}: saved")
+            finally:
+                await self._boot(ran, say)
+        return {"hosts": ran}
+
+    async def _restore(self, request: dict[str, Any], say: Say) -> dict[str, Any]:
+        """Put the hosts on a snapshot's disks; returns the hosts that ran then, which are off."""
+        async with self._starting:
+            name, key = request["name"], request["key"]
+            record = await asyncio.to_thread(disks.check, name, key, bases.BASES)
+            await asyncio.gather(*(machine.kill() for machine in self.machines.values()))
+            self._unmount_roots()
+            await asyncio.to_thread(disks.restore, name)
+            for machine in self.machines.values():
+                machine.cut = False
+            say(f"snapshot {name}: restored")
+        return {"hosts": record["hosts"]}
+
+    async def _forget(self, request: dict[str, Any], _: Say) -> dict[str, Any]:
+        async with self._starting:
+            await asyncio.to_thread(disks.forget, request["name"])
+        return {}
+
+    async def _disks(self, _: dict[str, Any], __: Say) -> dict[str, Any]:
+        return await asyncio.to_thread(disks.report)
+
+    def _unmount_roots(self) -> None:
+        for machine in self.machines.values():
+            hosts.unmount_root(machine.host)
 
     # --- services -------------------------------------------------------------------------
 
@@ -408,6 +504,14 @@ class Supervisor:
             await asyncio.sleep(1)
 
 
+def _make_disks(base_names: dict[str, str]) -> list[str]:
+    """Make what the hosts lack, delete what nobody needs; returns what is to be said."""
+    disks.ensure_current()
+    notes = [hosts.make_disk(host, base_names[host.suite]) for host in HOSTS.values()]
+    bases.forget_unused({*base_names.values(), *disks.used_bases()})
+    return [note for note in notes if note]
+
+
 def _lock() -> None:
     """Take the lock for life; it is shared with the child and freed when both are gone."""
     descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -461,6 +565,7 @@ def main() -> int:
             # "0" is the writer itself; the machine's pid namespace does not matter.
             path.write_text("0")
         _enter_namespaces()
+        note = disks.attach()
         write_if_changed(OWNER, json.dumps(owner) + "\n")
     except (LabError, OSError) as error:
         print(f"supervisor: {error}", file=sys.stderr, flush=True)
@@ -468,7 +573,7 @@ def main() -> int:
     child = os.fork()
     if child == 0:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(Supervisor().run())
+            asyncio.run(Supervisor(note).run())
         os._exit(0)
     return _reap(child)
 

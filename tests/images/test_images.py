@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tempfile
 import time
@@ -33,8 +34,21 @@ def test_references_end_in_the_digest(references: dict[str, str]) -> None:
         assert (recorded[name]["reference"], recorded[name]["digest"]) == (reference, digest)
 
 
+def test_an_image_that_was_left_packed_is_unpacked_when_it_is_wanted(
+    references: dict[str, str],
+) -> None:
+    """`lab up` leaves images packed."""
+    root = images.root_path("redis-exporter")
+    before = sorted(path.relative_to(root) for path in root.rglob("*"))
+    shutil.rmtree(root)
+    assert images.ensure_images(print, roots=False) == references
+    assert not root.exists()
+    assert images.ensure_images(print) == references
+    assert sorted(path.relative_to(root) for path in root.rglob("*")) == before
+
+
 def test_unknown_image_is_refused() -> None:
-    with pytest.raises(images.ImageError, match="there are debian, redis"):
+    with pytest.raises(images.ImageError, match="there are debian, airflow"):
         images.ensure_images(print, force=["postgres"])
 
 

@@ -90,11 +90,23 @@ def members() -> set[int]:
     return pids
 
 
+def loop_devices() -> str:
+    """The loop devices over the lab's disks."""
+    command = ["losetup", "--associated", str(STATE / "disks.btrfs")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def disks(lab: Checkout) -> list[str]:
+    """The hosts that have a disk, while the lab is down."""
+    names: list[str] = json.loads(lab("status", "--json").stdout)["disks"]
+    return names
+
+
 def wait_until_dead(lab: Checkout) -> None:
     """Wait for the end of a lab whose processes were killed."""
     deadline = time.monotonic() + 30
-    while lab.running() or members():
-        assert time.monotonic() < deadline, f"still alive: {members()}"
+    while lab.running() or members() or loop_devices():
+        assert time.monotonic() < deadline, f"still there: {members()} {loop_devices()}"
         time.sleep(0.1)
 
 
@@ -165,7 +177,6 @@ def test_up_after_everything_was_killed_with_leftovers(lab: Checkout) -> None:
     assert parents(), "its cgroups are still there"
     for parent in parents():
         (parent / "left-over/deep").mkdir(parents=True, exist_ok=True)
-    (STATE / "disks" / HOST / "work/work").mkdir(parents=True, exist_ok=True)
     (RUNTIME / "control.sock").touch()
     lab.up()
     assert lab("ssh", HOST, "hostname").stdout == f"{HOST}\n"
@@ -249,15 +260,51 @@ def test_down_leaves_nothing(lab: Checkout) -> None:
     assert parents() == []
     assert not Path(f"/proc/{pid}").exists()
     assert not (RUNTIME / "control.sock").exists()
-    assert (STATE / "disks" / HOST / "upper").exists()
+    assert HOST in disks(lab)
     assert common.mounts_below(STATE) == []
+    assert loop_devices() == ""
+
+
+def test_restore_brings_back_the_host_that_was_saved(lab: Checkout) -> None:
+    def content() -> str:
+        return lab("ssh", HOST, "cat /root/kept").stdout
+
+    lab("ssh", HOST, "echo saved > /root/kept")
+    (STATE / "secrets").mkdir(exist_ok=True)
+    (STATE / "secrets/vault.yml").write_text("of the snapshot")
+    identity = (STATE / "ssh/known_hosts").read_text()
+    lab("save", "fleet", "--key", "right")
+    assert content() == "saved\n", "the host runs on"
+    lab("ssh", HOST, "echo later > /root/kept && sync")
+    boots = lab.host()["boots"]
+    for arguments in (["fleet", "--key", "wrong"], ["other", "--key", "right"], ["other"]):
+        refused = lab("restore", "--no-images", *arguments, check=False)
+        assert refused.returncode == 3, refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    assert (content(), lab.host()["boots"]) == ("later\n", boots), "nothing has changed"
+    lab("restore", "--no-images", "fleet", "--key", "right")
+    assert content() == "saved\n"
+    assert list(json.loads(lab("snapshots", "--json").stdout)) == ["fleet"]
+
+    # With its keys and secrets, also when the fleet and its own are gone.
+    lab("destroy", "--keep-snapshots")
+    assert not (STATE / "ssh").exists() and not (STATE / "secrets").exists()
+    assert disks(lab) == []
+    assert lab("restore", "--no-images", "other", check=False).returncode == 3
+    assert not lab.running(), "a lab that was down stays down"
+    lab("restore", "--no-images", "fleet")
+    assert (STATE / "ssh/known_hosts").read_text() == identity
+    assert (STATE / "secrets/vault.yml").read_text() == "of the snapshot"
+    assert content() == "saved\n"
+    lab("forget", "fleet")
+    assert lab("forget", "fleet", check=False).returncode == 3
 
 
 def test_destroy_refuses_while_something_is_mounted(lab: Checkout) -> None:
     lab("down")
     script = 'mount -t tmpfs none "$1" && touch "$1/kept" && cd "$2" && shift 2 && "$@"; '
     script += 'status=$?; [ -e "$0/kept" ] || exit 99; exit $status'
-    target = STATE / "disks" / HOST / "root"
+    target = STATE / "disks"
     command = [sys.executable, "-m", "lab", "destroy"]
     result = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, str(target), str(target), str(lab.path)]
@@ -272,21 +319,23 @@ def test_destroy_refuses_while_something_is_mounted(lab: Checkout) -> None:
     )
     assert result.returncode == 1, result.stderr
     assert f"{target} is mounted" in result.stderr
-    assert (STATE / "disks" / HOST / "upper/etc/machine-id").exists()
+    assert HOST in disks(lab)
 
 
 def test_destroy_of_the_disks_makes_the_same_hosts_bare(lab: Checkout) -> None:
     before = (STATE / "ssh/known_hosts").read_text()
+    lab("ssh", HOST, "touch /root/kept")
     lab("destroy", "--disks")
-    assert not (STATE / "disks").exists()
+    assert disks(lab) == []
     lab("up", "--no-images", HOST)
     assert (STATE / "ssh/known_hosts").read_text() == before
-    lab("ssh", HOST, "true")
+    assert lab("ssh", HOST, "ls /root").stdout == ""
 
 
 def test_destroy_removes_disks_and_keys_but_no_borrowed_cache(lab: Checkout) -> None:
     lab("destroy")
     assert not (STATE / "disks").exists()
+    assert not (STATE / "disks.btrfs").exists()
     assert not (STATE / "ssh").exists()
     assert (STATE / "cache").is_symlink()
     assert (common.CACHE / "bases").is_dir()
