@@ -27,6 +27,7 @@ WELL_SECONDS = 180
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers of these tests."""
     config.addinivalue_line("markers", "last: leaves the most to be made up for, so comes last")
+    config.addinivalue_line("markers", "looks: changes nothing of the fleet, it only looks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
