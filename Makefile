@@ -45,7 +45,7 @@ test-services: $(VENV)/.ready ## Images, and the Python services against real se
 
 mutate: $(VENV)/.ready lab-tools ## Break the services' code line by line: a test has to notice each time; ARGS="--only api/auth"
 	$(PY) -m lab.images
-	$(PY) files/python_services/tests/mutations/run.py $(ARGS)
+	$(PY) tools/mutate.py $(ARGS)
 
 test-fleet: $(VENV)/.ready ## The lab: site.yml from bare hosts (checked first), again for idempotence, then testinfra
 	$(STAGES) only site predictions fleet

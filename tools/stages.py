@@ -45,6 +45,7 @@ class Stage:
     name: str
     command: str
     tiers: tuple[str, ...]
+    runs: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     again: str = ""
 
@@ -87,12 +88,16 @@ class Table:
 
     def concerned(self, path: str) -> set[str] | None:
         """The names of the stages that a changed file concerns; None when nothing says so."""
-        found = [
-            entry
-            for entry in self.touched
-            if any(fnmatchcase(path, pattern) for pattern in entry.paths)
-        ]
-        return {name for entry in found for name in entry.stages} if found else None
+        found = [stage.name for stage in self.stages if matches(path, stage.runs)]
+        entries = [entry for entry in self.touched if matches(path, entry.paths)]
+        if not entries and not found:
+            return None
+        return {*found, *(name for entry in entries for name in entry.stages)}
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a path matches one of the patterns, in which * matches / as well."""
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def read_table(path: Path = TABLE) -> Table:

@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 from tools import stages
-from tools.stages import Record, Row, Stage, Table, Touched, read_table, report, run, select
+from tools.mutate import Mutation, read_lists
+from tools.stages import (
+    Record,
+    Row,
+    Stage,
+    Table,
+    Touched,
+    matches,
+    read_table,
+    report,
+    run,
+    select,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 RAW = tomllib.loads(stages.TABLE.read_text())
@@ -116,18 +128,44 @@ def test_the_tree_is_what_git_tracks_or_does_not_ignore(
 
 
 def test_a_changed_file_concerns_its_stages_and_what_they_need() -> None:
-    table = Table(
-        (LINT, LAB, FLEET, OTHER),
-        (
-            Touched(("roles/*",), ("fleet",)),
-            Touched(("*.py",), ("lint",)),
-            Touched(("docs/*",), ()),
-        ),
+    unit = Stage("unit", "unit", (), runs=("tests/unit/*",))
+    touched = (
+        Touched(("roles/*",), ("fleet",)),
+        Touched(("roles/*.py",), ("lint",)),
+        Touched(("docs/*",), ()),
     )
+    table = Table((LINT, unit, LAB, FLEET, OTHER), touched)
     assert select(table, ["roles/a/b.py"]) == [LINT, LAB, FLEET]
     assert select(table, ["roles/a/b.yml"]) == [LAB, FLEET]
+    assert select(table, ["tests/unit/test_a.py"]) == [unit]
     assert select(table, ["docs/a.md"]) == []
+    # A file that the table does not know concerns everything that the tier has.
     assert select(table, ["docs/a.md", "nobody/knows"]) == [LINT, LAB, FLEET, OTHER]
+
+
+def test_what_changed_is_found_whatever_git_knows_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    git("init", "--quiet", "--initial-branch=main", ".")
+    for name in ("stays", "edited", "deleted", "moved", "committed"):
+        (tmp_path / name).write_text(name)
+    git("add", ".")
+    git("commit", "--quiet", "--message=base")
+    git("switch", "--quiet", "--create=work")
+    (tmp_path / "committed").write_text("another")
+    git("commit", "--quiet", "--all", "--message=work")
+    (tmp_path / "edited").write_text("another")
+    (tmp_path / "deleted").unlink()
+    git("mv", "moved", "elsewhere")
+    (tmp_path / "new").write_text("new")
+    assert stages.changed_files("main") == {
+        *("committed", "edited", "deleted", "moved", "elsewhere", "new")
+    }
 
 
 def test_the_committed_table_is_consistent() -> None:
@@ -155,3 +193,36 @@ def test_a_long_form_exists_and_has_a_reason(entry: dict[str, str]) -> None:
     # Some stage of `make test-full` runs it.
     full = [stage.command.split() for stage in read_table().tier("full")]
     assert any(file in words or str(Path(file).parent) in words for words in full)
+
+
+# --- the map against the mutations ----------------------------------------------------------
+
+
+def name_of(mutation: Mutation) -> str:
+    return f"{mutation.path}-{mutation.suite.stem}"
+
+
+MUTATIONS = read_lists()
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=name_of)
+def test_a_mutation_is_in_what_make_test_changed_would_run(mutation: Mutation) -> None:
+    selected = select(read_table(), [str(mutation.path)])
+    catching = [stage.name for stage in selected if matches(str(mutation.suite), stage.runs)]
+    assert catching, f"{mutation.suite} is in none of {', '.join(s.name for s in selected)}"
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=name_of)
+def test_a_mutation_can_be_applied(mutation: Mutation) -> None:
+    text = (ROOT / mutation.path).read_text()
+    assert mutation.broken(text) != text
+
+
+def test_every_role_every_plugin_and_the_lab_has_a_mutation() -> None:
+    mutated = {str(mutation.path) for mutation in MUTATIONS}
+    roles = {f"roles/{path.name}" for path in (ROOT / "roles").iterdir()}
+    assert roles == {"/".join(path.split("/")[:2]) for path in mutated if path.startswith("roles/")}
+    kinds = ("action", "callback", "filter", "modules", "module_utils")
+    plugins = {f"plugins/{k}/{p.name}" for k in kinds for p in (ROOT / "plugins" / k).glob("*.py")}
+    assert plugins - mutated == set()
+    assert any(path.startswith("lab/") for path in mutated)
