@@ -43,7 +43,7 @@ check: $(VENV)/.ready $(VENV)/.prometheus ## Lint, types and unit tests; no serv
 test-services: $(VENV)/.ready ## Images, and the Python services against real servers; branch coverage below 85 % fails
 	$(STAGES) only images images-tests services
 
-mutate: $(VENV)/.ready lab-tools ## Break the services' code line by line: a test has to notice each time; ARGS="--only api/auth"
+mutate: $(VENV)/.ready $(VENV)/.prometheus lab-tools ## Break the code line by line: a test has to notice each time; ARGS="--only api/auth"
 	$(PY) -m lab.images
 	$(PY) tools/mutate.py $(ARGS)
 
