@@ -1,7 +1,7 @@
 """Wrong inventories are refused before any host is contacted, with a sentence that says what to do.
 
-Each case is the lab's inventory with one mistake, run through the real playbooks/validate.yml; one
-of them and those with arguments run through site.yml. Its ssh only notes that it was called.
+Each case is the lab's inventory with one mistake, run through the real playbooks/validate.yml; two
+of them run through site.yml. Its ssh only notes that it was called.
 """
 
 from __future__ import annotations
@@ -370,8 +370,8 @@ CASES = [
 ]
 
 
-# With each, site.yml ends at the play that refuses it; one shows that.
-WHOLE = CASES[:1]
+# With each, site.yml ends at the play that refuses it: these show that, one with tags and limit.
+WHOLE = [CASES[0], CASES[-1]]
 
 
 def written(directory: Path, data: Inventory) -> tuple[list[str], dict[str, str], Path]:
@@ -398,14 +398,14 @@ def written(directory: Path, data: Inventory) -> tuple[list[str], dict[str, str]
     return ["--inventory", str(directory / "inventory")], environment, contacted
 
 
-def play(directory: Path, data: Inventory, *arguments: str) -> Run:
-    """Run site.yml on an inventory written from data."""
+def play(directory: Path, data: Inventory, *arguments: str, playbook: str = "site.yml") -> Run:
+    """Run a playbook on an inventory written from data."""
     inventory, environment, contacted = written(directory, data)
     with (directory / "output").open("w+") as output:
         process = subprocess.Popen(
             [
                 Path(sys.executable).parent / "ansible-playbook",
-                *(*inventory, "site.yml", *arguments),
+                *(*inventory, playbook, *arguments),
             ],
             cwd=ROOT,
             env={**os.environ, **environment},
@@ -440,11 +440,11 @@ def runs(
     def start(case: Case) -> Run:
         data, directory = inventory(), tmp_path_factory.mktemp("inventory")
         case.change(data)
-        if case in WHOLE or case.arguments:
+        if case in WHOLE:
             return play(directory, data, *case.arguments)
         # The first of the plays that site.yml imports, where every mistake is refused.
         arguments, environment, contacted = written(directory, data)
-        arguments.append("playbooks/validate.yml")
+        arguments += ["playbooks/validate.yml", *case.arguments]
         output = directory / "output"
         status, seconds = warm.submit(playbook, arguments, environment, output).result()
         return Run(
@@ -513,7 +513,7 @@ def test_a_connection_decides_that_no_other_run_uses(unreachable: Run) -> None:
 def test_an_image_without_digest_is_a_warning(tmp_path: Path) -> None:
     data = inventory()
     data["images"]["images"]["kafka"] = "apache/kafka:4.2.0"
-    run = play(tmp_path, data, "--tags", "validate")
+    run = play(tmp_path, data, playbook="playbooks/validate.yml")
     assert "REFUSED" not in run.output
     assert "kafka_image apache/kafka:4.2.0; `make pin-images` writes the digests" in run.output
 
@@ -522,7 +522,7 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
     data = inventory()
     data["main"]["kafka_users"] = ["vault-canary-value"]
     data["main"]["kafka_admin_password"] = {"text": "vault-canary-value"}
-    run = play(tmp_path, data, "--tags", "validate")
+    run = play(tmp_path, data, playbook="playbooks/validate.yml")
     assert "kafka_users is a value that is not shown, expected a mapping" in run.output
     assert "kafka_admin_password is a value that is not shown, expected a text" in run.output
     assert "vault-canary-value" not in run.output
