@@ -4,8 +4,8 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 LAB := $(PY) -m lab
-# What the runs of `make test-fleet` recorded; tests/check compares them.
-RECORD := $(or $(PRIME_SPARK_LAB_DIR),/var/lib/prime-spark-lab)/site-runs.jsonl
+# The stages of the tests, their commands and order: tests/stages.toml.
+STAGES := $(PY) tools/stages.py
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # Every target is an action, none is a file.
@@ -23,10 +23,14 @@ demo: lab-up ## The whole fleet as real hosts on this machine, provisioned by si
 site: $(VENV)/.ready ## Run site.yml on the lab, ARGS="--tags wireguard --limit primecore1"
 	ansible-playbook site.yml $(ARGS)
 
-test: check test-services lab-destroy test-fleet test-faults test-lab ## Everything, from bare hosts: what CI runs
+test: $(VENV)/.ready ## What CI runs, from bare hosts; ends with the seconds of each stage
+	$(STAGES) test
 
-test-full: ## As test, every fault in its long form (hours)
-	PRIME_SPARK_FULL=1 $(MAKE) test
+test-full: $(VENV)/.ready ## All long forms as well (hours); goes on where it ended: ARGS="--again" begins anew
+	$(STAGES) full --keep-going $(ARGS)
+
+test-changed: $(VENV)/.ready ## The stages that changes since BASE=origin/main concern: ARGS="--list" names them
+	$(STAGES) changed --base $(or $(BASE),origin/main) $(ARGS)
 
 drift: $(VENV)/.ready ## Is every host what the last run left? ARGS="--json"; INVENTORY=inventories/production
 	@$(PY) tools/drift.py --inventory $(or $(INVENTORY),inventories/lab) $(ARGS)
@@ -37,22 +41,15 @@ $(VENV)/.prometheus: tools/prometheus-tools $(VENV)/.ready
 check: $(VENV)/.ready $(VENV)/.prometheus ## Lint, types and unit tests; no servers, no root
 	tools/check
 
-test-services: $(VENV)/.ready lab-tools ## The Python services against real servers; branch coverage below 85 % fails
-	$(PY) -m lab.images
-	$(PY) -m pytest -q tests/images tests/releases tests/panels
-	cd files/python_services && rm -rf .coverage && mkdir .coverage && \
-	  PYTHONPATH=$(CURDIR) coverage run -m pytest -q -n 2 --dist loadfile tests/unit tests/services && \
-	  coverage combine --quiet && coverage report
+test-services: $(VENV)/.ready ## Images, and the Python services against real servers; branch coverage below 85 % fails
+	$(STAGES) only images images-tests services
 
-mutate: $(VENV)/.ready lab-tools ## Break the services' code line by line: a test has to notice each time; ARGS="--only api/auth"
+mutate: $(VENV)/.ready $(VENV)/.prometheus lab-tools ## Break the code line by line: a test has to notice each time; ARGS="--only api/auth"
 	$(PY) -m lab.images
-	$(PY) files/python_services/tests/mutations/run.py $(ARGS)
+	$(PY) tools/mutate.py $(ARGS)
 
-test-fleet: lab-up ## The lab: site.yml from bare hosts (checked first), again for idempotence, then testinfra
-	@rm -f $(RECORD)
-	COLUMNS=150 PRIME_SPARK_RECORD=$(RECORD) molecule test -s default --destroy=never
-	$(PY) -m pytest -q tests/check
-	$(PY) -m pytest -q tests/fleet
+test-fleet: $(VENV)/.ready ## The lab: site.yml from bare hosts (checked first), again for idempotence, then testinfra
+	$(STAGES) only site predictions fleet
 
 test-faults: lab-up ## Cuts, kills and reboots on the provisioned lab, killed runs: everything recovers
 	$(PY) -m pytest -q tests/faults
@@ -63,8 +60,8 @@ test-panels: lab-up ## Every panel's query against the provisioned lab under loa
 test-alerts: lab-up ## Every fault really caused on the lab: seconds until its alert fires and resolves
 	$(PY) -m tests.alerts
 
-test-lab: lab-up ## The lab itself: nothing leaks, nothing of the machine changes, it survives kill -9
-	$(PY) -m pytest -q tests/lab
+test-lab: $(VENV)/.ready ## The lab itself: nothing leaks, nothing of the machine changes, it survives kill -9
+	$(STAGES) only lab
 
 lab-tools:
 	@lab/install-tools

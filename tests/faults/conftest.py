@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ WELL_SECONDS = 180
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers of these tests."""
     config.addinivalue_line("markers", "last: leaves the most to be made up for, so comes last")
+    config.addinivalue_line("markers", "looks: changes nothing of the fleet, it only looks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,14 +48,32 @@ def heal_all() -> None:
 
 @pytest.fixture(scope="session")
 def connections() -> Iterator[None]:
-    """Ends the shared SSH connections."""
+    """Ends the shared SSH connections, and what a test that failed has left cut off."""
     yield
+    heal_all()
     fleet.disconnect_all()
 
 
+# Whether the test before this one only looked, and passed: the fleet is as it found it.
+WELL = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Note what the next test may rely on."""
+    report = yield
+    looked = report.when == "call" and bool(item.get_closest_marker("looks"))
+    if report.when != "teardown" or report.failed:
+        item.session.stash[WELL] = looked and report.passed
+    return report
+
+
 @pytest.fixture(autouse=True)
-def fleet_is_well(connections: None) -> Iterator[None]:
+def fleet_is_well(connections: None, request: pytest.FixtureRequest) -> Iterator[None]:
     """A test finds the fleet well, whatever the one before it has left behind."""
+    if request.session.stash.get(WELL, False):
+        yield
+        return
     heal_all()
     try:
         wait_all_well(WELL_SECONDS)
@@ -62,7 +82,6 @@ def fleet_is_well(connections: None) -> Iterator[None]:
         site.run()
         wait_all_well(WELL_SECONDS)
     yield
-    heal_all()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

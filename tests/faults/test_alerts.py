@@ -19,6 +19,7 @@ def short_durations(connections: None) -> Iterator[None]:
         yield
 
 
+@pytest.mark.looks
 def test_the_list_is_what_the_faults_cause() -> None:
     assert {fault.alert: name for name, fault in faults().items()} == listed()
 

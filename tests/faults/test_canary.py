@@ -76,6 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     yield Run(done.stdout + done.stderr, dump.read_bytes(), seen)
 
 
+@pytest.mark.looks
 def test_the_run_wrote_the_secrets_anew(run: Run) -> None:
     for place in (b"/etc/prime-spark/telemetry/credentials/kafka_password", b"secret/users.acl"):
         assert b"write " in run.output
@@ -84,6 +85,7 @@ def test_the_run_wrote_the_secrets_anew(run: Run) -> None:
     assert all(seen["seen"] > 20 for seen in run.processes.values())
 
 
+@pytest.mark.looks
 def test_the_output_tells_no_secret(run: Run) -> None:
     # With everything that -vvv says of every module's arguments and results.
     assert run.output.count(b"module_args") > 50
@@ -91,6 +93,7 @@ def test_the_output_tells_no_secret(run: Run) -> None:
     assert told == []
 
 
+@pytest.mark.looks
 def test_facts_and_variables_tell_no_secret(run: Run) -> None:
     dumped = json.loads(run.variables)
     assert set(dumped) == set(members("all"))
@@ -103,10 +106,12 @@ def test_facts_and_variables_tell_no_secret(run: Run) -> None:
     assert all(keys == [] for keys in told.values()), told
 
 
+@pytest.mark.looks
 def test_no_process_on_any_host_had_a_secret_meanwhile(run: Run) -> None:
     assert {name: seen["found"] for name, seen in run.processes.items() if seen["found"]} == {}
 
 
+@pytest.mark.looks
 @pytest.mark.parametrize("name", members("all"))
 def test_a_host_tells_no_secret_afterwards(run: Run, name: str) -> None:
     seen = scan_host(name, "processes", "docker", "journal", "files", seconds=120)
@@ -119,6 +124,7 @@ def test_a_host_tells_no_secret_afterwards(run: Run, name: str) -> None:
     assert left == []
 
 
+@pytest.mark.looks
 def test_the_repository_and_its_history_have_no_secret() -> None:
     objects = subprocess.run(
         ["git", "cat-file", "--batch", "--batch-all-objects", "--unordered"],
@@ -130,6 +136,7 @@ def test_the_repository_and_its_history_have_no_secret() -> None:
     assert scan(objects) == []
 
 
+@pytest.mark.looks
 def test_the_controller_keeps_no_secret(run: Run) -> None:
     found = {}
     for place in (Path.home() / ".ansible", fleet.LAB / "logs", fleet.ROOT / ".ansible"):

@@ -110,6 +110,7 @@ def seen_by_neighbours(known_ports: list[list[int]]) -> dict[str, dict[str, Any]
         return dict(zip(names, pool.map(look, names), strict=True))
 
 
+@pytest.mark.looks
 @pytest.mark.parametrize("name", members("all"))
 def test_a_neighbour_reaches_ssh_and_nothing_else(
     name: str, seen_by_neighbours: dict[str, dict[str, Any]]
@@ -129,6 +130,7 @@ def test_a_neighbour_reaches_ssh_and_nothing_else(
     assert found["127.0.0.1"]["open"] == []
 
 
+@pytest.mark.looks
 def test_the_internet_reaches_nothing_of_the_lan(known_ports: list[list[int]]) -> None:
     """Everything is sent to the home router, which forwards one UDP port."""
     prober, router = stranger(), str(ROUTER_OUTSIDE)
@@ -142,6 +144,7 @@ def test_the_internet_reaches_nothing_of_the_lan(known_ports: list[list[int]]) -
     assert len(found) == 1 + len(targets)
 
 
+@pytest.mark.looks
 def test_no_host_forwards_a_neighbour_into_the_vpn(known_ports: list[list[int]]) -> None:
     prober = next(n for n in members("all") if n not in members("wireguard"))
     gate = other_address(vpn.hub())
@@ -163,6 +166,7 @@ def listener(name: str) -> Iterator[None]:
         shell(connect(name), 'systemctl stop "$1"', unit)
 
 
+@pytest.mark.looks
 def test_the_scan_finds_a_port_that_is_opened() -> None:
     name = members("storage")[0]
     target = [other_address(name), other_address(name)]
@@ -171,6 +175,7 @@ def test_the_scan_finds_a_port_that_is_opened() -> None:
     assert open_ports(found) == {other_address(name): [LISTENER_PORT]}
 
 
+@pytest.mark.looks
 def test_no_host_has_an_ipv6_address_that_would_have_to_be_probed() -> None:
     """The lab's segments have none; where they get some, the scan above has to learn it."""
     for name in members("all"):
@@ -188,6 +193,7 @@ def endpoints() -> list[Any]:
     return [pytest.param(*case, id=f"{case[0]}-at-{case[2]}") for case in cases]
 
 
+@pytest.mark.looks
 @pytest.mark.parametrize(("name", "prober", "address"), endpoints())
 def test_wireguard_answers_a_known_key_and_nobody_else(
     name: str, prober: str, address: str

@@ -43,6 +43,7 @@ def test_a_port_that_somebody_else_holds_is_named(foreign_program: str) -> None:
     assert run.recap[foreign_program]["changed"] == 0
 
 
+@pytest.mark.looks
 def test_a_service_of_our_own_holds_its_port() -> None:
     run = site.run("--tags", "api", "--limit", members("api")[0])
     assert run.status == 0 and run.changed == 0, run.output[-3000:]

@@ -188,6 +188,7 @@ def test_a_release_that_fails_its_gate_leaves_the_old_one_serving(copy: Path) ->
     assert deploy(fleet.ROOT)[1].count("changed=0") == 1
 
 
+@pytest.mark.looks
 def test_going_back_is_refused_where_it_cannot_be_done() -> None:
     missing = play(fleet.ROOT, "playbooks/rollback.yml", "-e", "service=nonesuch")
     assert missing[0] == 2

@@ -150,6 +150,7 @@ def remove(*arguments: str) -> tuple[int, str]:
     return done.returncode, " ".join(f"{done.stdout}{done.stderr}".split())
 
 
+@pytest.mark.looks
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -108,6 +108,9 @@ def test_the_fingerprint_covers_content_mode_and_path(tmp_path: Path) -> None:
     assert tree(tmp_path, {"etc/a": "2"}).fingerprint() != base
     assert tree(tmp_path, {"etc/b": "1"}).fingerprint() != base
     assert tree(tmp_path, {"etc/a": "1"}).fingerprint("release 2") != base
+    closed = params(tmp_path, {"etc/a": "1"})
+    closed["files"][0]["mode"] = "0600"
+    assert Tree(closed, record_dir=str(tmp_path / "records")).fingerprint() != base
     assert tree(tmp_path, {"etc/a": "1"}).fingerprint() == base
 
 

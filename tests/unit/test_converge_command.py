@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 module: Any = sys.modules["prime_spark_modules.converge_command"]
 command: Any = sys.modules["ansible.module_utils.prime_spark_command"]
 
@@ -135,3 +137,13 @@ def test_the_command_may_not_take_for_ever(tmp_path: Path, tool: Path) -> None:
     tool.write_text("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(command.CommandError, match="did not end within 1 s"):
         module.execute(params(tmp_path, tool, "x", timeout=1), "", check_mode=False)
+
+
+def test_action_and_module_name_the_same_data_alike() -> None:
+    """The controller's hash of the sources against the host's of what it has installed."""
+    plugin = sys.modules["prime_spark_action.converge_command"]
+    action = plugin.ActionModule.__new__(plugin.ActionModule)
+    action._loader = SimpleNamespace(get_basedir=lambda: str(ROOT / "playbooks"))
+    below = "prime_spark/timeseries/migrations"
+    sources = ROOT / "files" / "python_services" / "src" / below
+    assert action.digest_of(below) == module.digest_of(str(sources))

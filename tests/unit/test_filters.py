@@ -8,7 +8,13 @@ import hmac
 import sys
 from typing import Any
 
+import pytest
+from argon2 import PasswordHasher
+from argon2.exceptions import VerificationError
+
 filters: Any = sys.modules["prime_spark_filter.prime_spark"]
+api: Any = sys.modules["prime_spark_filter.api"]
+deadman: Any = sys.modules["prime_spark_filter.deadman"]
 
 
 def test_a_fernet_key_is_32_bytes_in_url_safe_base64_and_stable() -> None:
@@ -47,3 +53,27 @@ def test_credential_files_name_one_file_per_secret() -> None:
         {"path": "/etc/x/a", "content": "1"},
         {"path": "/etc/x/b", "content": "2"},
     ]
+
+
+def test_a_password_hash_of_the_api_verifies_and_is_stable() -> None:
+    stored = api.argon2id("a password", "alice")
+    assert stored == api.argon2id("a password", "alice") != api.argon2id("a password", "bob")
+    assert PasswordHasher().verify(stored, "a password")
+    with pytest.raises(VerificationError):
+        PasswordHasher().verify(stored, "another")
+
+
+def test_a_backend_names_its_credential_where_there_is_a_key() -> None:
+    assert api.with_credential({"name": "cloud"}, {"cloud": "key"})["credential"] == "llm_cloud"
+    assert api.with_credential({"name": "edge"}, {"cloud": "key"}) == {"name": "edge"}
+
+
+def test_secrets_of_the_dead_man_s_channels_stand_apart_from_its_configuration() -> None:
+    hooks = {"chat": {"url": "http://x", "token": "canary"}, "open": {"url": "http://y"}}
+    mail = {"host": "mail", "password": "canary"}
+    shown = [deadman.deadman_channels(hooks), deadman.deadman_mail(mail)]
+    assert "canary" not in str(shown)
+    named = {shown[0]["chat"]["credential"], shown[1]["credential"]}
+    assert named == set(deadman.deadman_secrets(hooks, mail))
+    assert shown[0]["open"] == {"url": "http://y"}
+    assert deadman.deadman_mail({}) is None

@@ -57,3 +57,8 @@ def test_every_role_can_be_removed_by_command() -> None:
     assert guard["remove_known"] == sorted(set(ROLES) - {"python_service"})
     for role in guard["remove_known"]:
         assert {f"{role}_state"} <= set(options(role)), f"{role} cannot be absent"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_name_of_a_role_is_a_variable_s_prefix(role: str) -> None:
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", role)

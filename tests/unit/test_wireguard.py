@@ -35,6 +35,7 @@ def load(path: str) -> ModuleType:
 
 from ansible.module_utils import prime_spark_ping as echo  # type: ignore  # noqa: E402
 from ansible.module_utils import prime_spark_wireguard as wg  # type: ignore  # noqa: E402
+from ansible.module_utils import prime_spark_wireguard_host as host  # type: ignore  # noqa: E402
 from ansible.module_utils import prime_spark_wireguard_plan as planning  # type: ignore  # noqa: E402
 from ansible.module_utils import prime_spark_wireguard_revert as revert  # type: ignore  # noqa: E402
 
@@ -600,3 +601,9 @@ def test_a_stale_or_broken_status_is_a_problem(tmp_path: Path) -> None:
     assert "at most 60 s old" in health.status_problem(str(status))
     status.write_text('{"time": 99999999999}')
     assert health.status_problem(str(status)) == ""
+
+
+def test_what_was_applied_does_not_outlive_a_boot() -> None:
+    """After a boot the file is what was started, whatever was in force before."""
+    assert host.Paths.of("wg0").applied.startswith("/run/")
+    assert host.Paths.of("wg0").config == "/etc/wireguard/wg0.conf"

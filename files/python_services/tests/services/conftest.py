@@ -25,11 +25,16 @@ from lab.servers import (  # noqa: E402
 )
 from support import Command, create_database, create_role, database_config  # noqa: E402
 
+# The files that take longest, the longest first: a worker that begins with one of them last keeps
+# all others waiting.
+LONGEST = ("test_ingest_faults", "test_dag", "test_tasks", "test_telemetry", "test_publisher")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.services)
+    items.sort(key=lambda item: [item.path.stem != name for name in LONGEST])
 
 
 @pytest.fixture(scope="session")
