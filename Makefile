@@ -112,6 +112,9 @@ lab-heal: $(VENV)/.ready ## Undo lab-cut
 bench-converge: $(VENV)/.ready ## Second run of site.yml on the lab: changes, seconds, remote module runs
 	$(PY) tools/bench_converge.py
 
+bench-idle: $(VENV)/.ready ## The lab at rest: CPU, process starts and memory of every unit and container: ARGS="--seconds 60"
+	$(PY) -m tools.bench_idle $(ARGS)
+
 bench-ingest: $(VENV)/.ready lab-tools ## Ingest from Kafka to committed rows, beside COPY, executemany and single rows: ARGS="--backlog"
 	$(PY) -m lab.images
 	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_ingest.py $(ARGS)

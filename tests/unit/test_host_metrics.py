@@ -6,8 +6,10 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -152,3 +154,27 @@ def test_containers(tmp_path: Path) -> None:
     assert found['prime_spark_container_restarts_total{container="ill"}'] == 3
     assert len(found) == 6
     assert program.containers(str(tmp_path / "none")) is None
+
+
+def test_one_process_renews_the_files_until_a_look_fails(tmp_path: Path) -> None:
+    """It tells systemd after every round, and ends when a file can no longer be renewed."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(tmp_path / "notify"))
+    listener.settimeout(20)
+    textfiles = tmp_path / "textfiles"
+    textfiles.mkdir()
+    command = [str(PROGRAM), "--directory", str(textfiles), "--interval", "0.1"]
+    # A share needs no server to be looked at: it is there, or it is not.
+    command += ["--nas", "/proc"]
+    environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            written = set()
+            for _ in range(3):
+                assert listener.recv(100) == b"READY=1\nWATCHDOG=1"
+                written.add((textfiles / "nas.prom").stat().st_ino)
+            assert len(written) > 1
+            shutil.rmtree(textfiles)
+            assert process.wait(20) == 1
+        finally:
+            process.kill()
