@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help demo site test test-full check test-services test-fleet test-faults test-panels test-alerts test-lab \
         lab-up lab-down lab-destroy lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools dashboards \
-        bench-converge bench-ingest bench-telemetry bench-api bench-memory mutate secrets rotate api-user pin-images \
+        bench-converge bench-idle bench-ingest bench-telemetry bench-api bench-memory mutate secrets rotate api-user pin-images \
         wireguard-client lock
 
 help: ## This list
@@ -97,6 +97,9 @@ lab-heal: $(VENV)/.ready ## Undo lab-cut
 
 bench-converge: $(VENV)/.ready ## Second run of site.yml on the lab: changes, seconds, remote module runs
 	$(PY) tools/bench_converge.py
+
+bench-idle: $(VENV)/.ready ## The lab at rest: CPU, process starts and memory of every unit and container: ARGS="--seconds 60"
+	$(PY) -m tools.bench_idle $(ARGS)
 
 bench-ingest: $(VENV)/.ready lab-tools ## Ingest from Kafka to committed rows, beside COPY, executemany and single rows: ARGS="--backlog"
 	$(PY) -m lab.images
