@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help demo site test test-full check test-services test-fleet test-faults test-panels test-alerts test-lab \
         lab-up lab-down lab-destroy lab-status lab-ssh lab-console lab-reboot lab-cut lab-heal lab-tools dashboards \
-        bench bench-render bench-converge bench-prove bench-demo bench-check bench-test bench-idle bench-ingest \
+        bench bench-render bench-converge bench-prove bench-demo bench-check bench-test bench-fleet bench-idle bench-ingest \
         bench-telemetry bench-api bench-memory mutate secrets rotate api-user pin-images wireguard-client lock
 
 help: ## This list
@@ -115,6 +115,9 @@ bench-prove: $(VENV)/bench/.ready ## That bench-converge compares like with like
 
 bench-demo: $(VENV)/.ready ## make demo with nothing cached, with images cached, with disks kept; deletes the lab first
 	$(PY) -m tools.bench.timed demo
+
+bench-fleet: $(VENV)/bench/.ready lab-tools ## Seconds per host on many light hosts, in a lab of its own: make bench-fleet HOSTS=50
+	$(PY) -m tools.bench.fleet --hosts $(or $(HOSTS),50)
 
 bench-check: $(VENV)/.ready ## Seconds of make check
 	$(PY) -m tools.bench.timed check

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tools.bench import render, results
+from tools.bench import drifts, peer, render, results
 from tools.bench.converge import module_runs
 from tools.bench.results import Result, pairs
 from tools.bench.sections import SECTIONS, TABLES, Section, Table
-from tools.bench.state import KINDS, differences
+from tools.bench.state import KINDS, Fleet, differences
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = Section("one", "bench-one", "an example", ("tools",))
@@ -116,3 +117,27 @@ def test_differences_name_what_changed_came_or_went() -> None:
     assert differences({"h": before}, {"h": after}) == [
         "h files /x", "h files /y", "h files /z", "h packages a",
     ]  # fmt: skip
+
+
+def test_every_kind_that_is_compared_is_proven_with_a_drift() -> None:
+    planted = {kind for _, kind, _, _ in drifts._COMMANDS}
+    # A project is its files and its containers.
+    assert planted == set(KINDS) - {"projects"}
+
+
+def test_what_pyinfra_is_given_is_the_state_of_the_hosts(tmp_path: Path) -> None:
+    owned = {"user": "root", "group": None, "mode": "600"}
+    state: dict[str, Any] = {kind: {} for kind in KINDS} | {
+        "files": {"/etc/x": {"content": "c2VjcmV0", **owned}},
+        "directories": {"/etc/d": owned},
+        "projects": {"a": {"directory": "/opt/a"}, "b": {"directory": "/opt/b"}},
+        "containers": {"a/one": ["running", "hash"], "b/one": ["running", "other"]},
+    }
+    fleet = Fleet(tmp_path / "config")
+    peer.write(tmp_path, fleet, {"h": state})
+    given = json.loads((tmp_path / "fleet.json").read_text())["hosts"]["h"]
+    assert (tmp_path / "h/etc/x").read_text() == "secret"
+    # A group without a name on the host cannot be asked for by name.
+    assert given["files"] == {"/etc/x": {"user": "root", "mode": "600"}}
+    assert given["directories"] == {"/etc/d": {"user": "root", "mode": "600"}}
+    assert given["projects"]["a"]["containers"] == {"one": ["running", "hash"]}

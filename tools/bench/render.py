@@ -63,7 +63,12 @@ def block(table: Table, measured: dict[str, Result]) -> str:
     lines = []
     if table.always or any(name in measured for name in names):
         rows = [[figure(cell) for cell in row] for row in table.rows]
-        lines = [_line(table.head), _line(["---"] * len(table.head)), *map(_line, rows), ""]
+        lines = [
+            _line(list(map(figure, table.head))),
+            _line(["---"] * len(table.head)),
+            *map(_line, rows),
+            "",
+        ]
     lines += _origin(names, measured)
     if lacking := [SECTIONS[name].command for name in names if name not in measured]:
         lines.append(f"Not measured on this tree: `{'`, `'.join(lacking)}`.")

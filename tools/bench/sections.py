@@ -57,6 +57,9 @@ SECTIONS = {
         Section("demo", "bench-demo", "the whole lab, from nothing", FLEET),
         Section("converge", "bench-converge", "site.yml against pyinfra", (*FLEET, "tools/bench")),
         Section("idle", "bench-idle", "the fleet at rest", (*FLEET, "tools/bench_idle.py")),
+        Section(
+            "fleet", "bench-fleet", "fifty light hosts", (*FLEET, "tools/bench"), ("HOSTS=50",)
+        ),
         Section("check", "bench-check", "make check", (*FLEET, "tests", "tools")),
         Section("test", "bench-test", "make test", (*FLEET, "tests", "tools"), alone=True),
     )
@@ -163,6 +166,17 @@ TABLES = (
             ("cores, all five hosts", "{idle.cores}"),
             ("cores, control-pc-1", "{idle.control_pc_1}"),
             ("process starts a second", "{idle.process_starts_per_second}"),
+        ),
+    ),
+    Table(
+        "fleet",
+        PERFORMANCE,
+        ("seconds per host, {fleet.hosts} light hosts and the hub", "ours", "pyinfra"),
+        (
+            ("first run", "{fleet.first}", ""),
+            ("nothing to change", "{fleet.unchanged}", "{fleet.pyinfra_unchanged}"),
+            ("nothing to change, {fleet.few_hosts} hosts", "{fleet.few_unchanged}", ""),
+            ("one variable changed", "{fleet.changed_one}", "{fleet.pyinfra_changed_one}"),
         ),
     ),
     Table(

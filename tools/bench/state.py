@@ -175,8 +175,12 @@ class Fleet:
 
     def __init__(self, ssh_config: Path) -> None:
         self.ssh_config = ssh_config
-        lines = ssh_config.read_text().splitlines()
-        self.hosts = [line.split()[1] for line in lines if line.startswith("Host ")]
+
+    @property
+    def hosts(self) -> list[str]:
+        """Names of all hosts."""
+        lines = self.ssh_config.read_text().splitlines()
+        return [line.split()[1] for line in lines if line.startswith("Host ")]
 
     def run(self, host: str, command: str, stdin: str = "") -> str:
         """What a command on the host printed; raises CalledProcessError when it fails."""
