@@ -107,6 +107,8 @@ def test_a_module_run_counts_once_however_it_is_sent() -> None:
     assert module_runs(others) == 0
     assert module_runs(pipelined + others) == 1
     assert module_runs(copied + pipelined) == 2
+    retried = pipelined + "<10.90.1.10> ssh_retry: attempt: 1, ssh return code is 255.\n"
+    assert module_runs(retried + pipelined) == 1
 
 
 def test_differences_name_what_changed_came_or_went() -> None:

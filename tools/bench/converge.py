@@ -53,10 +53,12 @@ def module_runs(output: str) -> int:
     """How many modules and commands a run with -vvv sent to hosts.
 
     With pipelining a module is one `SSH: EXEC`. What Ansible sends besides, to copy a module first
-    and to remove it, belongs to that module's run and is not counted again.
+    and to remove it, belongs to that module's run and is not counted again; nor is a second
+    attempt to connect.
     """
+    again = len(re.findall(r"^<[^>]+> ssh_retry: attempt: ", output, re.MULTILINE))
     sent = re.findall(r"^<[^>]+> SSH: EXEC .* '/bin/sh -c '\"'\"'(.*)$", output, re.MULTILINE)
-    return sum(not HOUSEKEEPING.match(command) for command in sent)
+    return sum(not HOUSEKEEPING.match(command) for command in sent) - again
 
 
 def close_connections() -> None:

@@ -75,7 +75,7 @@ def tree(sources: tuple[str, ...]) -> str:
     for name in sorted(filter(None, names.split("\0"))):
         path = REPOSITORY / name
         if path.suffix != ".md" and path.is_file():
-            digest.update(f"{name}\0{path.stat().st_mode & 0o111}\0".encode())
+            digest.update(f"{name}\0{path.stat().st_mode & 0o100}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
