@@ -79,6 +79,7 @@ def inventory(folder: Path, light: list[str]) -> Path:
         **{name: {"children": {"managed": {}}} for name in ROLES if name != "common"},
     }
     (place / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}))
+    given["kafka_image"] = "kafka"  # never pulled
     (place / "group_vars/all/main.yml").write_text(yaml.safe_dump(given))
     secrets = {name: new_secret() for name in References(place).required}
     (place / "group_vars/all/vault.yml").write_text(yaml.safe_dump(secrets))
