@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +146,17 @@ def test_what_pyinfra_is_given_is_the_state_of_the_hosts(tmp_path: Path) -> None
     assert given["files"] == {"/etc/x": {"user": "root", "mode": "600"}}
     assert given["directories"] == {"/etc/d": {"user": "root", "mode": "600"}}
     assert given["projects"]["a"]["containers"] == {"one": ["running", "hash"]}
+
+
+def test_the_light_lab_has_the_hub_and_hosts_with_addresses_of_their_own() -> None:
+    code = (
+        "from lab.topology import HOSTS; print(*(f'{h.name}={h.address}' for h in HOSTS.values()))"
+    )
+    environment = {**os.environ, "PRIME_SPARK_LAB_LIGHT": "50"}
+    argv = [sys.executable, "-c", code]
+    said = subprocess.run(
+        argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    found = dict(pair.split("=") for pair in said.split())
+    assert list(found)[:2] == ["control-pc-1", "light-01"] and len(found) == 51
+    assert len(set(found.values())) == 51
