@@ -109,8 +109,38 @@ lab-cut: $(VENV)/.ready ## Cut a host off the network: make lab-cut HOST=primeco
 lab-heal: $(VENV)/.ready ## Undo lab-cut
 	@$(LAB) heal $(HOST)
 
-bench-converge: $(VENV)/.ready ## Second run of site.yml on the lab: changes, seconds, remote module runs
-	$(PY) tools/bench_converge.py
+bench: $(VENV)/.ready ## Every benchmark, into docs/benchmarks.json and the tables: ARGS="--only converge,api"
+	$(PY) -m tools.bench run $(ARGS)
+
+bench-render: $(VENV)/.ready ## The tables of the documents from docs/benchmarks.json
+	$(PY) -m tools.bench render
+
+# pyinfra has an environment of its own: nothing else needs it.
+$(VENV)/bench/.ready: requirements/bench.txt $(VENV)/.ready
+	@rm -rf $(VENV)/bench && $(PY) -m venv $(VENV)/bench
+	@$(VENV)/bench/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+bench-converge: $(VENV)/bench/.ready ## site.yml on the converged lab, in turns with pyinfra: ratio, module runs
+	$(PY) -m tools.bench.converge $(ARGS)
+
+bench-prove: $(VENV)/bench/.ready ## That bench-converge compares like with like: pyinfra mends drifts of every kind
+	$(PY) -m tools.bench.converge --prove
+
+bench-demo: $(VENV)/.ready ## make demo with nothing cached, with images cached, with disks kept; deletes the lab first
+	$(PY) -m tools.bench.timed demo
+
+bench-fleet: $(VENV)/bench/.ready lab-tools ## Seconds per host on many light hosts, in a lab of its own: make bench-fleet HOSTS=50
+	$(PY) -m tools.bench.fleet --hosts $(or $(HOSTS),50)
+
+bench-check: $(VENV)/.ready ## Seconds of make check
+	$(PY) -m tools.bench.timed check
+
+bench-test: $(VENV)/.ready ## Seconds of make test
+	$(PY) -m tools.bench.timed test
+
+bench-idle: $(VENV)/.ready ## The lab at rest: CPU, process starts and memory of every unit and container: ARGS="--seconds 60"
+	$(PY) -m tools.bench_idle $(ARGS)
 
 bench-idle: $(VENV)/.ready ## The lab at rest: CPU, process starts and memory of every unit and container: ARGS="--seconds 60"
 	$(PY) -m tools.bench_idle $(ARGS)

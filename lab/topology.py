@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -65,6 +66,19 @@ HOSTS: dict[str, Host] = {
         Host("primecore4", INTERNET, IPv4Address("198.51.100.14"), "trixie", 1 * GIB, 1.0),
     )
 }
+# `make bench-fleet` measures how runs grow: in a lab of its own, with this many hosts that run
+# little beside the hub.
+if _light := int(os.environ.get("PRIME_SPARK_LAB_LIGHT", "0")):
+    HOSTS = {
+        host.name: host
+        for host in (
+            HOSTS["control-pc-1"],
+            *(
+                Host(f"light-{n:02}", INTERNET, INTERNET.network[100 + n], "trixie", 512 * MIB, 1.0)
+                for n in range(1, _light + 1)
+            ),
+        )
+    }
 SUITES = tuple(sorted({host.suite for host in HOSTS.values()}))
 
 # Namespaces that are not hosts.

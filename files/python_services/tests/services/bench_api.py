@@ -179,16 +179,17 @@ def _answers(url: str) -> bool:
 
 def compare(
     load: Load, requests: list[Request], targets: tuple[Target, Target], rounds: int
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[str]]:
     """Print a table; return the ratios, the worst of the connection counts for each request.
 
-    `targets` are ours and the baseline.
+    Also return the table's rows as pairs. `targets` are ours and the baseline.
     """
     heads = ("request", "conn", "ours req/s", "p50 ms", "p99 ms", "base req/s", "p50", "p99")
     line = "{:11} {:>4} {:>10} {:>7} {:>7} {:>10} {:>7} {:>7} {:>5} {:>5}"
     say(line.format(*heads, "x", "cpu"))
     worst: dict[str, float] = {}
     per_request: dict[str, float] = {}
+    rows = []
     for request in requests:
         for connections in CONNECTIONS:
             pairs = []
@@ -217,6 +218,19 @@ def compare(
                 f"{mine.p99:>7.2f} {base.rate:>10.0f} {base.p50:>7.2f} {base.p99:>7.2f} "
                 f"{ratio:>5.2f} {processor:>5.2f}",
             )
+            figures = {
+                "rate": f"{mine.rate:.0f}",
+                "p99": f"{mine.p99:.1f}",
+                "base_rate": f"{base.rate:.0f}",
+                "base_p99": f"{base.p99:.1f}",
+                "x": f"{ratio:.2f}",
+                "cpu": f"{processor:.2f}",
+            }
+            rows.append(
+                " ".join(
+                    f"{request.name}_{connections}_{key}={text}" for key, text in figures.items()
+                )
+            )
     if {"me", "health"} <= per_request.keys():
         cost = per_request["me"] - per_request["health"]
         say(
@@ -224,7 +238,7 @@ def compare(
             f"takes {per_request['health']:.0f} us; {first_sight():.0f} us more when a token is "
             "first seen"
         )
-    return worst
+    return worst, rows
 
 
 def first_sight() -> float:
@@ -290,13 +304,16 @@ def main() -> None:
             for request in REQUESTS:
                 load.run(target, request, 16)
         chosen = [request for request in REQUESTS if request.name in arguments.only]
-        ratios = compare(load, chosen, (ours, base), arguments.rounds)
+        ratios, rows = compare(load, chosen, (ours, base), arguments.rounds)
         dropped = api.subsystems()["kafka"]["dropped"]
         say(f"events dropped for want of room meanwhile: {dropped}")
         if arguments.kafka_rounds:
             long = Load(folder, log_in, KAFKA_SECONDS)
             p99 = kafka_away(long, api, ours, kafka, arguments.kafka_rounds)
             say(f"memory_get p99 with kafka stopped / up: {p99:.2f}")
+            rows.append(f"memory_get_p99_without_kafka={p99:.2f}")
+        for row in rows:
+            say(row)
         for names in (ratios.keys() - set(LAST), LAST):
             shown = [f"overhead_{name}={ratios[name]:.2f}" for name in names if name in ratios]
             if shown:

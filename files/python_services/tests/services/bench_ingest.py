@@ -266,7 +266,10 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def measure(bench: Bench, messages: int) -> tuple[float, float, float]:
-    """Print what each way can do; return the rates of ingest, of COPY and of single rows."""
+    """Print what each way can do; return the rates of ingest, of COPY and of single rows.
+
+    The last line printed gives all of it as pairs.
+    """
     asyncio.run(fill(bench, messages))
     rows = messages * len(METRICS)
     bench.empty()
@@ -297,6 +300,12 @@ def measure(bench: Bench, messages: int) -> tuple[float, float, float]:
     else:
         bench.empty()
         say(f"Telegraf from Kafka            {telegraf(bench, rows):10,.0f} rows/s")
+    say(
+        f"single_rows_per_second={alone:.0f} executemany_rows_per_second={rate:.0f}"
+        f" copy_rows_per_second={max(before, after):.0f}"
+        f" cpu_seconds_per_million_rows={result.cpu_seconds / million:.1f}"
+        f" peak_mib={result.peak_mib:.0f}"
+    )
     # The higher of the two, since the machine may have been busier in one of them.
     return result.rate, max(before, after), alone
 

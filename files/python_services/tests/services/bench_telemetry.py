@@ -61,6 +61,7 @@ def cpu(telemetry: Daemon) -> float:
 
 
 def sampling(kafka: KafkaServer, folder: Path, seconds: float) -> str:
+    """Print the cost of a sample; return it as pairs."""
     taken = "prime_spark_telemetry_samples_total"
     with running(command(kafka, folder, INTERVAL)) as telemetry:
         eventually(telemetry.healthy, 60)
@@ -68,14 +69,17 @@ def sampling(kafka: KafkaServer, folder: Path, seconds: float) -> str:
         time.sleep(seconds)
         samples, used = telemetry.metric(taken) - started, cpu(telemetry) - used
         each = used / samples
-        return (
+        most = peak(telemetry)
+        say(
             f"sampling: {each * 1000:.1f} ms of CPU per sample taken, buffered and sent = "
             f"{each / PRODUCTION_INTERVAL:.3%} of one processor every {PRODUCTION_INTERVAL:g} s, "
-            f"{peak(telemetry):.0f} MiB at its peak"
+            f"{most:.0f} MiB at its peak"
         )
+        return f"sample_cpu_ms={each * 1000:.1f} sampling_peak_mib={most:.0f}"
 
 
 def replay(kafka: KafkaServer, folder: Path, waiting: int) -> str:
+    """Print the rate of a replay; return it as pairs."""
     buffer = DiskBuffer(folder / "buffer", BUFFER_BYTES)
     start = datetime.now(UTC) - timedelta(seconds=waiting * PRODUCTION_INTERVAL)
     names = ("cpu_percent", "memory_percent", "disk_percent", "temperature", "load_avg")
@@ -98,10 +102,15 @@ def replay(kafka: KafkaServer, folder: Path, waiting: int) -> str:
         eventually(lambda: telemetry.metric(sent) >= waiting, 300, "replayed")
         seconds, count = time.monotonic() - started, telemetry.metric(sent) - first
         days = waiting * PRODUCTION_INTERVAL / 86_400
-        return (
+        each, most = (cpu(telemetry) - used) / count * 1e6, peak(telemetry)
+        say(
             f"replay: {waiting} samples ({days:.0f} days, {size:.0f} MiB on disk) at "
-            f"{count / seconds:,.0f} samples/s, {(cpu(telemetry) - used) / count * 1e6:.0f} "
-            f"microseconds of CPU each, {peak(telemetry):.0f} MiB at its peak"
+            f"{count / seconds:,.0f} samples/s, {each:.0f} microseconds of CPU each, "
+            f"{most:.0f} MiB at its peak"
+        )
+        return (
+            f"replay_samples={waiting} replay_samples_per_second={count / seconds:.0f}"
+            f" replay_cpu_us={each:.0f} replay_peak_mib={most:.0f}"
         )
 
 
@@ -116,8 +125,8 @@ def main() -> None:
         kafka_admin(kafka, folder, topics={TOPIC: {"partitions": 3}}).answer("apply")
         for place in ("sampling", "replay"):
             (folder / place).mkdir()
-        say(sampling(kafka, folder / "sampling", arguments.seconds))
-        say(replay(kafka, folder / "replay", arguments.waiting))
+        sampled = sampling(kafka, folder / "sampling", arguments.seconds)
+        say(f"{sampled} {replay(kafka, folder / 'replay', arguments.waiting)}")
 
 
 def say(line: str) -> None:
