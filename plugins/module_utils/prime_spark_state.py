@@ -17,7 +17,6 @@ import os
 import pwd
 import stat
 import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,13 +31,10 @@ from ansible.module_utils.prime_spark_notes import (
     notes_path,
     write_private,
 )
+from ansible.module_utils.prime_spark_ping import ping
 from ansible.module_utils.prime_spark_tree import RECORD_DIR, drop_ins, gid_of, uid_of
 from ansible.module_utils.prime_spark_units import printed, unit_states
-from ansible.module_utils.prime_spark_wireguard import (
-    WireGuardError,
-    observed,
-    running_interface,
-)
+from ansible.module_utils.prime_spark_wireguard import WireGuardError, observed
 
 # Name of a thing to what is known of it, and to the sentences on what differs.
 Things = dict[str, Any]
@@ -47,8 +43,8 @@ Found = dict[str, list[str]]
 RUNNING = ("active", "reloading")
 # A sentence that starts so is a doubt: only a run can tell.
 UNSURE = "unsure: "
-# WireGuard makes a new handshake every 120 s while there is traffic, as with a keepalive.
-HANDSHAKE_SECONDS = 180
+PINGS = 3
+MOUNT_SECONDS = 8.0
 
 
 def output(argv: list[str], timeout: float = 60) -> tuple[int, str]:
@@ -313,28 +309,46 @@ def look_at_interfaces(interfaces: Things) -> Found:
             found[name] = [f"{name}: {error}"]
             continue
         wanted = expected["seen"]
-        unsure = silent_peers(name, expected["calls"])
+        unsure = silent(name, expected["calls"])
         found[name] = [
             f"{key} of {name}"
             for key in sorted({*wanted, *seen})
             if wanted.get(key) != seen.get(key)
-        ] + [f"{UNSURE}no handshake with {peer} of late" for peer in unsure]
+        ] + [f"{UNSURE}{peer} does not answer through {name}" for peer in unsure]
     return found
 
 
-def silent_peers(name: str, calls: dict[str, str]) -> list[str]:
-    """Of the peers that this host calls, by public key, those without a handshake for 180 s.
+def silent(name: str, calls: dict[str, str]) -> list[str]:
+    """Of the peers that this host calls, by name with their addresses, those that do not answer.
 
     A peer that has another key since is one of them, and that only the run can tell.
     """
-    running = running_interface(name)
-    seen = running.peers if running else {}
-    now = time.time()
     return [
         peer
-        for key, peer in calls.items()
-        if key in seen and now - seen[key].latest_handshake > HANDSHAKE_SECONDS
+        for peer, address in calls.items()
+        # The first packet after a while may wait for a handshake.
+        if all(ping(address, interface=name) is None for _ in range(PINGS))
     ]
+
+
+def look_at_mounts(mounts: Things) -> Found:
+    """Whether the share can be used; mounts it where that happens on demand."""
+    found: Found = {}
+    for point, expected in mounts.items():
+        # A process that touches a dead share can hang beyond the reach of any signal; it is left.
+        look = subprocess.Popen(
+            ["stat", os.path.join(point, expected["sentinel"])],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            usable = look.wait(min(expected["timeout"], MOUNT_SECONDS)) == 0
+        except subprocess.TimeoutExpired:
+            look.kill()
+            usable = False
+        found[point] = [] if usable else [f"{UNSURE}{point} cannot be used now"]
+    return found
 
 
 def look_at_kernel(things: Things) -> Found:
@@ -371,6 +385,7 @@ KINDS: dict[str, tuple[Callable[[Things], Things], Callable[[Things], Found]]] =
     ),
     "interface": (seal_interfaces, look_at_interfaces),
     "kernel": (unchanged, look_at_kernel),
+    "mount": (unchanged, look_at_mounts),
 }
 
 

@@ -496,6 +496,8 @@ class Mount:
                 self.record_applied()
             result["mounted"], made, result["summary"] = self.look()
             note(self.params, "unit", {self.automount_unit: {"runs": True}})
+            seen = {"sentinel": self.params["sentinel"], "timeout": self.params["timeout"]}
+            note(self.params, "mount", {mount_point: seen})
             if made:
                 changes.append(f"make {self.params['sentinel']} on the share")
         return {**result, "changes": changes, "changed": bool(changes)}

@@ -280,7 +280,7 @@ def compare_and_apply(module: AnsibleModule, host: Host, private: str) -> dict[s
         forget_reverted()
     if not module.check_mode:
         rule = config.forward_rule() if config.forward else []
-        calls = {peer.public_key: peer.name for peer in config.peers if peer.endpoint}
+        calls = {p["name"]: p["address"] for p in params["peers"] if p["endpoint"]}
         note(params, "interface", {host.name: {"forward_rule": rule, "calls": calls}})
         note(params, "unit", {host.unit: {"runs": True}})
     result: dict[str, Any] = {

@@ -192,6 +192,19 @@ def test_what_another_run_brought_up_is_not_sealed(sealed: Sealed) -> None:
     assert things == {}
 
 
+def test_notes_of_an_earlier_run_are_dropped(tmp_path: Path) -> None:
+    for run, name in (("r1", "old"), ("r2", "new"), ("r2", "newer")):
+        notes.note({"role": "kafka", "run": run}, "package", {name: None}, str(tmp_path))
+    noted = json.loads((tmp_path / "kafka.notes").read_text())
+    assert noted == {"run": "r2", "things": {"package": {"new": None, "newer": None}}}
+
+
+def test_outside_a_run_that_seals_nothing_is_noted(tmp_path: Path) -> None:
+    notes.note({"role": "kafka", "run": ""}, "package", {"x": None}, str(tmp_path))
+    notes.note({"role": "", "run": "r1"}, "package", {"x": None}, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_changed_since_it_was_brought_up_is_not_sealed(sealed: Sealed) -> None:
     sealed.bring_up("r1")
     sealed.seal("r1")

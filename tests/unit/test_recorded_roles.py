@@ -1,4 +1,4 @@
-"""tree_records: the roles whose trees or projects a host has."""
+"""recorded_roles: the roles whose trees or projects a host has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-module: Any = sys.modules["prime_spark_modules.tree_records"]
+module: Any = sys.modules["ansible.module_utils.prime_spark_state"]
 
 
 def test_each_role_is_named_once_whatever_else_lies_there(tmp_path: Path) -> None:
