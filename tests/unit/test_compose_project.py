@@ -149,3 +149,16 @@ def test_a_refused_reload_fails_with_the_reason(tmp_path: Path, listener: Listen
     listener.server_close()
     with pytest.raises(tree_module.TreeError, match="cannot be told to reload"):
         wanted.tell(["prometheus"])
+
+
+def test_only_what_may_have_read_a_changed_file_is_restarted_or_told() -> None:
+    def file(below: str) -> Any:
+        return tree_module.File(f"{DIRECTORY}/{below}", b"", "root", "root", 0o644, False)
+
+    found = tree_module.Difference(
+        write=[file("compose.yml"), file("config/redis/redis.conf"), file("config/web/rules/a")],
+        remove=[f"{DIRECTORY}/config/web/rules/b", f"{DIRECTORY}/config/kafka/extra"],
+        attributes=[file("config/timescale/pg_hba.conf")],
+    )
+    live = {"web": ["rules"]}
+    assert module.disturbed(found, DIRECTORY, live) == [["kafka", "redis"], ["web"]]

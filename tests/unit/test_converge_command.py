@@ -147,3 +147,9 @@ def test_action_and_module_name_the_same_data_alike() -> None:
     below = "prime_spark/timeseries/migrations"
     sources = ROOT / "files" / "python_services" / "src" / below
     assert action.digest_of(below) == module.digest_of(str(sources))
+
+
+def test_check_mode_asks_with_a_text_of_its_own() -> None:
+    given = {"stdin": "change it", "check_stdin": "would it change?"}
+    assert module.asked(given)["stdin"] == "would it change?"
+    assert module.asked({**given, "check_stdin": None})["stdin"] == "change it"

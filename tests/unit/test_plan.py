@@ -7,6 +7,7 @@ import hmac
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -212,3 +213,28 @@ def test_what_changed_since_it_was_brought_up_is_not_sealed(sealed: Sealed) -> N
     sealed.file.write_text("two\n")
     assert sealed.seal("r2") == {"kafka": [f"content of {sealed.file}"]}
     assert sealed.look() is None
+
+
+def test_the_key_of_a_seal_is_shown_nowhere() -> None:
+    source = (ROOT / "plugins/modules/role_seal.py").read_text()
+    options = source.partition("options = {")[2].partition("}\n    module")[0]
+    (key,) = [line for line in options.splitlines() if '"key"' in line]
+    assert '"no_log": True' in key
+
+
+def test_a_run_seals_each_role_with_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    action = sys.modules["prime_spark_action.role_seal"].ActionModule
+    plugin = action.__new__(action)
+    plugin._task = SimpleNamespace(args={"run": "r1", "roles": {"kafka": "s1", "redis": "s2"}})
+    monkeypatch.setattr(action.__mro__[1], "run", lambda *_: {})
+    sent: list[Any] = []
+    plugin._execute_module = lambda module_args, task_vars: sent.append(module_args) or {}
+    secrets = {"vault_a": "x" * 20}
+    hostvars = SimpleNamespace(raw_get=lambda host: secrets)
+    plugin.run(None, {"inventory_hostname": "one", "hostvars": hostvars})
+    entries = sent[0]["roles"]
+    assert [(e["role"], e["stamp"]) for e in entries] == [("kafka", "s1"), ("redis", "s2")]
+    assert [e["key"] for e in entries] == [
+        sealing_key(secrets, "one", e["role"], e["nonce"]) for e in entries
+    ]
+    assert len({e["nonce"] for e in entries}) == 2

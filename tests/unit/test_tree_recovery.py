@@ -212,3 +212,28 @@ def test_a_directory_that_another_tree_has_stays(tmp_path: Path) -> None:
         (records / f"{name}.json").write_text(json.dumps({"directories": directories}))
     params = {"name": "a", "files": [], "secret_files": [], "directories": [], "validate": []}
     assert Tree(params, record_dir=str(records)).empty_directories() == [str(own)]
+
+
+@needs_root
+def test_what_was_changed_behind_the_runs_back_is_put_back_and_applied_again(host: Host) -> None:
+    host.run("one\n")
+    host.file.write_text("by hand\n")
+    # As somebody would who restarts the service by hand.
+    host.applied.write_text("by hand\n")
+    predicted = host.run("one\n", check=True)
+    assert predicted["changed"] and any("apply" in text for text in predicted["changes"])
+    assert host.run("one\n")["changes"] == predicted["changes"]
+    assert (host.file.read_text(), host.applied.read_text()) == ("one\n", "one\n")
+    assert not host.run("one\n")["changed"]
+
+
+@needs_root
+def test_what_the_kernel_has_loaded_is_loaded_again(host: Host) -> None:
+    loaded = {"loaded": [["cat", str(host.applied)]]}
+    host.run("one\n", **loaded)
+    assert not host.run("one\n", **loaded)["changed"]
+    host.applied.write_text("flushed\n")
+    assert host.run("one\n", check=True, **loaded)["changed"]
+    assert host.run("one\n", **loaded)["changed"]
+    assert host.applied.read_text() == "one\n"
+    assert not host.run("one\n", **loaded)["changed"]
