@@ -65,6 +65,7 @@ def drop_in(directory: str, name: str, section: str, line: str) -> str:
     )
 
 
+IMAGE_OF_REDIS = "$(docker inspect --format '{{.Config.Image}}' redis-redis-1)"
 STACK = "/opt/prime-spark/stack"
 CREDENTIALS = "/etc/prime-spark/kafka-admin/credentials"
 # The administration command, given another configuration than the role's.
@@ -236,8 +237,10 @@ CASES = (
     ),
     Case(
         "container of another image", HUB, "exporters",
-        other_compose("exporters", "s#image: .*#image: $(docker inspect --format"
-                      " '{{.Config.Image}}' redis-redis-1)#"),
+        other_compose(
+            "exporters",
+            f"s#image: .*#image: '\"{IMAGE_OF_REDIS}\"'#",
+        ),
         "container redis-exporter (has another definition|is )", containers("exporters"), 2,
     ),
     Case(
@@ -301,16 +304,12 @@ CASES = (
         "retention.ms", ASK_KAFKA,
     ),
     Case(
-        "right removed", HUB, "kafka",
-        KAFKA.format(change="c['acls'] = c['acls'][1:]"), "(?i)acl|right", ASK_KAFKA, 2,
-    ),
-    Case(
-        "right added", HUB, "kafka",
+        "right removed, another added", HUB, "kafka",
         KAFKA.format(
-            change="c['acls'].append({'principal': 'User:telemetry', 'resource_type': 'TOPIC',"
-            " 'name': 'analytics.events', 'operations': ['READ']})"
+            change="c['acls'] = c['acls'][1:] + [{'principal': 'User:telemetry',"
+            " 'resource_type': 'TOPIC', 'name': 'analytics.events', 'operations': ['READ']}]"
         ),
-        "analytics.events", ASK_KAFKA, 3,
+        "(?i)allow .* on TOPIC edge.telemetry", ASK_KAFKA, 2,
     ),
     # --- database
     Case(
@@ -358,7 +357,7 @@ CASES = (
     ),
     Case(
         "interface disabled", CLOUD, "wireguard", "systemctl disable wg-quick@wg0.service",
-        "wg-quick@wg0.service is disabled", "systemctl is-enabled wg-quick@wg0.service", 3,
+        "wg-quick@wg0.service is disabled", "systemctl is-enabled wg-quick@wg0.service", 2,
     ),
     Case(
         "configuration of the VPN", CLOUD, "wireguard", "echo '# x' >> /etc/wireguard/wg0.conf",
