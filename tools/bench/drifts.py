@@ -45,7 +45,8 @@ _COMMANDS: tuple[tuple[str, str, Callable[[str], bool], str], ...] = (
         lambda n: n == "monitoring/alertmanager",
         "cd /opt/prime-spark/stack/monitoring && "
         "echo 'services: {{alertmanager: {{labels: {{by-hand: \"1\"}}}}}}' > /run/by-hand.yml && "
-        "docker compose -p monitoring -f compose.yml -f /run/by-hand.yml up -d alertmanager",
+        "docker compose -p monitoring -f compose.yml -f /run/by-hand.yml up -d alertmanager && "
+        "rm /run/by-hand.yml",
     ),
     ("container removed", "containers", lambda n: "postgres-exporter" in n, "docker rm -f {}"),
 )

@@ -116,7 +116,7 @@ def measure(light: list[str], rounds: int) -> str:
                 raise BenchError(f"pyinfra changes what is in place: {done.changed[:5]}")
             theirs.append(done.seconds / count)
         little = run("a part", "--limit", ",".join(few), unchanged=True, hosts=len(few))
-        one = run("one variable changed", "--extra-vars", "telemetry_interval_seconds=7")
+        one = run("one variable changed", "--extra-vars", '{"telemetry_interval_seconds": 7}')
         # What it mends is that one change, the other way.
         back = peer.deploy(folder / "peer")
         say(f"pyinfra: {back.seconds:.1f} s, changed={len(back.changed)}")
@@ -146,7 +146,8 @@ def main() -> int:
     finally:
         if not options.keep:
             lab("destroy")
-            shutil.rmtree(STATE, ignore_errors=True)
+            for place in (STATE, RUNTIME):
+                shutil.rmtree(place, ignore_errors=True)
     return 0
 
 
