@@ -161,8 +161,12 @@ class Host:
             raise
         # wg knows nothing of routes; wg-quick sets them only when it starts the interface.
         missing, left = route_changes(config, self.routes())
+        own = ipaddress.ip_interface(config.address)
         for network in missing:
-            run(["ip", "route", "replace", network, "dev", self.name])
+            # As the kernel makes the one of the interface's own network.
+            like = ["proto", "kernel", "scope", "link", "src", str(own.ip)]
+            more = like if network == str(own.network) else []
+            run(["ip", "route", "replace", network, "dev", self.name, *more])
         for network in left:
             run(["ip", "route", "delete", network, "dev", self.name])
         self.check_peers(config)
