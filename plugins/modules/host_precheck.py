@@ -99,21 +99,33 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.facts import ansible_collector, default_collectors
+from ansible.module_utils.facts import ansible_collector
 from ansible.module_utils.facts.namespace import PrefixFactNamespace
+from ansible.module_utils.facts.system.distribution import DistributionFactCollector
+from ansible.module_utils.facts.system.platform import PlatformFactCollector
+from ansible.module_utils.facts.system.python import PythonFactCollector
+from ansible.module_utils.facts.system.service_mgr import ServiceMgrFactCollector
+from ansible.module_utils.facts.virtual.linux import LinuxVirtualCollector
 from ansible.module_utils.prime_spark_state import examine, recorded_roles
 
-# Not `mounts` and not `hardware`: a dead NAS would hang them.
-SUBSET = ["!all", "!min", "distribution", "platform", "python", "virtual", "service_mgr"]
+# Not mounts and not hardware: a dead NAS would hang them. By name, since all collectors together
+# would be sent to every host at the start of every run.
+COLLECTORS = [
+    PlatformFactCollector,
+    DistributionFactCollector,
+    PythonFactCollector,
+    LinuxVirtualCollector,
+    ServiceMgrFactCollector,
+]
 LISTEN = "0A"
 
 
 def collect(module: AnsibleModule) -> dict[str, Any]:
     """The facts as ansible.builtin.setup would return them, without a second run."""
     collector = ansible_collector.get_ansible_collector(
-        all_collector_classes=default_collectors.collectors,
+        all_collector_classes=COLLECTORS,
         namespace=PrefixFactNamespace(namespace_name="ansible", prefix="ansible_"),
-        gather_subset=SUBSET,
+        gather_subset=["all"],
         gather_timeout=10,
         minimal_gather_subset=frozenset(),
     )
