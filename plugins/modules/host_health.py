@@ -33,6 +33,10 @@ options:
     type: list
     elements: str
     default: []
+  database:
+    description: Database of the project C(timescale) on this host, to ask for the newest telemetry.
+    type: str
+    default: ""
 """
 
 RETURN = r"""
@@ -55,6 +59,11 @@ seen:
   description: Units, containers and mounts that are well, and the age of the VPN handshakes.
   type: dict
   returned: always
+telemetry:
+  description: Seconds since the newest row of each device; null where nobody was asked or the
+    database did not answer.
+  type: dict
+  returned: always
 skipped:
   description: What this host leaves out, and why.
   type: list
@@ -64,10 +73,10 @@ skipped:
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -76,6 +85,9 @@ LIMIT = 15
 # WireGuard makes a new handshake every two minutes while a peer talks.
 HANDSHAKE_LIMIT = 180
 STATUS_FILE = "/run/prime-spark/vpn.json"
+NEWEST = """SELECT coalesce(json_object_agg(device_id, age), '{}') FROM
+(SELECT device_id, extract(epoch FROM now() - max(time)) AS age
+FROM device_metrics WHERE time > now() - interval '1 day' GROUP BY 1) newest"""
 
 
 def output(argv: list[str]) -> tuple[int, str]:
@@ -90,12 +102,17 @@ def output(argv: list[str]) -> tuple[int, str]:
 
 
 def unit_problems(units: list[str]) -> list[str]:
-    found = []
-    for unit in units:
-        status, said = output(["systemctl", "is-active", unit])
-        if status != 0:
-            found.append(f"unit {unit} is {said or 'unknown'}, expected active")
-    return found
+    if not units:
+        return []
+    _, said = output(["systemctl", "is-active", "--", *units])
+    states = said.splitlines()
+    if len(states) != len(units):
+        return [f"units cannot be asked for: {said or 'no answer'}"]
+    return [
+        f"unit {unit} is {state}, expected active"
+        for unit, state in zip(units, states, strict=True)
+        if state != "active"
+    ]
 
 
 def container_state(projects: list[str]) -> tuple[int, list[str], list[str]]:
@@ -103,14 +120,17 @@ def container_state(projects: list[str]) -> tuple[int, list[str], list[str]]:
     if not projects:
         return 0, [], []
     well, problems = 0, []
+    label = '{{.Label "com.docker.compose.project"}}'
+    status, said = output(
+        ["docker", "ps", "--all", "--filter", "label=com.docker.compose.project"]
+        + ["--format", f"{label}\t{{{{.Names}}}}\t{{{{.State}}}}\t{{{{.Status}}}}"]
+    )
+    rows = [line.split("\t") for line in said.splitlines()] if status == 0 else []
     for project in projects:
-        status, said = output(
-            ["docker", "ps", "--all", "--format", "{{.Names}}\t{{.State}}\t{{.Status}}"]
-            + ["--filter", f"label=com.docker.compose.project={project}"]
-        )
-        lines = [line.split("\t") for line in said.splitlines()] if status == 0 else []
+        lines = [row[1:] for row in rows if row[0] == project]
         if not lines:
-            problems.append(f"project {project} has no container ({said or 'not started'})")
+            why = said if status != 0 else "not started"
+            problems.append(f"project {project} has no container ({why})")
         for name, state, text in lines:
             if state == "running" and "unhealthy" not in text and "starting" not in text:
                 well += 1
@@ -201,6 +221,16 @@ def vpn_state(peers: list[str]) -> tuple[dict[str, int], list[str]]:
     return ages, problems
 
 
+def newest_rows(database: str) -> tuple[dict[str, float] | None, str]:
+    """Seconds since the newest telemetry row of each device, or why that cannot be told."""
+    argv = ["docker", "compose", "--project-name", "timescale", "exec", "-T", "--user", "postgres"]
+    argv += ["timescale", "psql", "--no-psqlrc", "--tuples-only", "--no-align"]
+    status, said = output([*argv, "--command", NEWEST, database])
+    if status != 0:
+        return None, said
+    return dict(json.loads(said)), ""
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -209,33 +239,42 @@ def main() -> None:
             "mounts": {"type": "list", "elements": "str", "default": []},
             "vpn": {"type": "bool", "default": False},
             "vpn_peers": {"type": "list", "elements": "str", "default": []},
+            "database": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     params: dict[str, Any] = module.params
-    problems = unit_problems(params["units"])
-    seen: dict[str, Any] = {"units": len(params["units"]) - len(problems)}
-    containers, trouble, skipped = container_state(params["projects"])
-    problems += trouble
-    seen["containers"] = containers
-    seen["mounts"], trouble, deferred = mount_problems(params["mounts"])
-    problems += trouble
+    # Beside each other: most of it is waiting for other programs.
+    with ThreadPoolExecutor(max_workers=5) as pool:
+        units = pool.submit(unit_problems, params["units"])
+        states = pool.submit(container_state, params["projects"])
+        shares = pool.submit(mount_problems, params["mounts"])
+        container = pool.submit(output, ["systemd-detect-virt", "--container"])
+        rows = pool.submit(newest_rows, params["database"]) if params["database"] else None
+        ages, silent_peers = vpn_state(params["vpn_peers"]) if params["vpn"] else ({}, [])
+    containers, trouble, skipped = states.result()
     # The look has tried to mount; each takes as long as a dead server's timeouts.
-    settled = trouble
-    seen["handshakes"] = {}
-    if params["vpn"]:
-        seen["handshakes"], trouble = vpn_state(params["vpn_peers"])
-        problems += trouble
-    if shutil.which("systemd-detect-virt"):
-        status, kind = output(["systemd-detect-virt", "--container"])
-        if status == 0:
-            skipped.append(f"kernel settings other than net.*: the host is a container ({kind})")
+    mounts, settled, deferred = shares.result()
+    problems = [*units.result(), *trouble, *settled, *silent_peers]
+    seen: dict[str, Any] = {
+        "units": len(params["units"]) - len(units.result()),
+        "containers": containers,
+        "mounts": mounts,
+        "handshakes": ages,
+    }
+    status, kind = container.result()
+    if status == 0:
+        skipped.append(f"kernel settings other than net.*: the host is a container ({kind})")
+    telemetry, why = rows.result() if rows else (None, "")
+    if why:
+        problems.append(f"the database does not tell the newest telemetry: {why}")
     module.exit_json(
         changed=False,
         problems=problems,
         settled=settled,
         deferred=deferred,
         seen=seen,
+        telemetry=telemetry,
         skipped=skipped,
     )
 
