@@ -142,9 +142,6 @@ bench-test: $(VENV)/.ready ## Seconds of make test
 bench-idle: $(VENV)/.ready ## The lab at rest: CPU, process starts and memory of every unit and container: ARGS="--seconds 60"
 	$(PY) -m tools.bench_idle $(ARGS)
 
-bench-idle: $(VENV)/.ready ## The lab at rest: CPU, process starts and memory of every unit and container: ARGS="--seconds 60"
-	$(PY) -m tools.bench_idle $(ARGS)
-
 bench-ingest: $(VENV)/.ready lab-tools ## Ingest from Kafka to committed rows, beside COPY, executemany and single rows: ARGS="--backlog"
 	$(PY) -m lab.images
 	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_ingest.py $(ARGS)
