@@ -49,7 +49,7 @@ class CallbackModule(Default):
             super().v2_playbook_on_task_start(task, is_conditional)
 
     def v2_runner_on_skipped(self, result: Any) -> None:
-        if result._task.action not in constants._ACTION_META:
+        if result.task.action not in constants._ACTION_META:
             super().v2_runner_on_skipped(result)
 
     def v2_playbook_on_handler_task_start(self, task: Any) -> None:

@@ -450,8 +450,12 @@ def compare(manifests: dict[str, dict[str, Things]], skip: tuple[str, ...] = ())
 
     def look(kind: str) -> list[tuple[str, str]]:
         wanted = merged[kind]
-        # By name within one look: two roles may want the same package.
-        seen = KINDS[kind][1]({name: value for (_, name), value in wanted.items()})
+        try:
+            # By name within one look: two roles may want the same package.
+            seen = KINDS[kind][1]({name: value for (_, name), value in wanted.items()})
+        except Exception as error:
+            # A manifest that somebody wrote anything into must not end the run.
+            seen = {name: [f"{kind} {name} cannot be compared: {error!r}"] for _, name in wanted}
         return [(role, sentence) for role, name in wanted for sentence in seen.get(name, [])]
 
     found: Found = {role: [] for role in manifests}

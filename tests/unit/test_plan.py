@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "plugins" / "plugin_utils"))
@@ -238,3 +239,31 @@ def test_a_run_seals_each_role_with_a_key_of_its_own(monkeypatch: pytest.MonkeyP
         sealing_key(secrets, "one", e["role"], e["nonce"]) for e in entries
     ]
     assert len({e["nonce"] for e in entries}) == 2
+
+
+def test_a_manifest_that_makes_no_sense_is_drift_and_no_crash(sealed: Sealed) -> None:
+    sealed.bring_up("r1")
+    sealed.seal("r1")
+    path = sealed.roles / "kafka.json"
+    manifest = json.loads(path.read_text())
+    manifest["things"] = {"tree": {"kafka": {"files": 7}}, "unit": {"x.service": None}}
+    path.write_text(json.dumps(manifest))
+    differences = (sealed.look() or {})["differences"]
+    assert len(differences) == 2 and all("cannot be compared" in text for text in differences)
+    path.write_text("{")
+    assert sealed.look() is None
+
+
+def test_the_plan_covers_the_hosts_that_the_plays_do() -> None:
+    """A role that was planned but never played on a host would be sealed with nothing in it."""
+    validate = yaml.safe_load((ROOT / "playbooks/validate.yml").read_text())
+    also = validate[0]["tasks"][0]["validate_inventory"]["hosts"]
+    plays = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
+    played = {
+        play["roles"][0]["role"]: set(play["hosts"].split(":")) for play in plays if "roles" in play
+    }
+    roles = {path.name for path in (ROOT / "roles").iterdir()} - {"python_service"}
+    assert set(played) == roles
+    # `common` has no group of its own.
+    assert played == {role: {role, *also.get(role, [])} - {"common"} for role in roles}
+    assert all(play["pre_tasks"] == plays[4]["pre_tasks"] for play in plays if "roles" in play)
