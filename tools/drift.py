@@ -3,7 +3,7 @@
 
 Looks at the hosts and changes nothing. States: in sync; drifted, with what differs; outdated (the
 inventory or the repository changed since); unknown (no run has recorded the role there yet);
-unreachable.
+refused (the host cannot be provisioned); unreachable.
 
 Exit status: 0 when everything is in sync, 2 when something is not, 4 when that is only because
 hosts are unreachable, 1 when it could not be told.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ def table(report: dict) -> str:  # type: ignore[type-arg]
     rows = [("HOST", "ROLE", "STATE")]
     for host, entry in report["hosts"].items():
         roles = entry["roles"]
-        others = {name: role for name, role in roles.items() if role["state"] != "in sync"}
+        others = {n: role for n, role in roles.items() if role["state"] != "in sync" or role["why"]}
         for name, role in others.items():
             rows.append((host, name, f"{role['state']}: {'; '.join(role['why'])}"))
         if not others:
@@ -58,13 +59,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="prime-spark-drift-") as directory:
         file = Path(directory) / "drift.json"
         status, output = look(options.inventory, options.limit, file)
-        if not file.exists():
+        if file.exists():
+            report = json.loads(file.read_text())
+        elif away := re.findall(r"^(\S+) is unreachable \(", output, re.MULTILINE):
+            # Nobody is left to play on.
+            hosts = {host: {"state": "unreachable", "roles": {}} for host in away}
+            report = {"hosts": hosts, "summary": {"unreachable": len(away)}}
+        else:
             print(output.strip(), file=sys.stderr)
             return 1
-        report = json.loads(file.read_text())
     print(json.dumps(report, indent=1) if options.json else table(report))
     states = set(report["summary"])
-    if status not in (0, 4):
+    if status not in (0, 4) and "refused" not in states:
         return 1
     return 2 if states - {"in sync", "unreachable"} else 4 if "unreachable" in states else 0
 

@@ -27,8 +27,9 @@ class ActionModule(ActionBase):
     hosts or on none), ``show`` (print every role of every host) and ``file`` (write that there as
     JSON, too).
 
-    Returns ``run``, ``due`` (role to hosts), ``played`` (host to the roles that are sealed at the
-    end, with their stamps) and ``state`` (host to role to state and differences).
+    Returns ``run``, ``everything`` (whether nothing is left out), ``due`` (role to hosts),
+    ``played`` (host to the roles that are sealed at the end, with their stamps) and ``state`` (host
+    to role to state and differences).
     """
 
     TRANSFERS_FILES = False
@@ -47,10 +48,12 @@ class ActionModule(ActionBase):
             # Parts of the run may not take place.
             whole=not (context.CLIARGS.get("step") or context.CLIARGS.get("start_at_task")),
         )
-        plan = Plan(self.known(variables), selection, list(arguments.get("together", [])))
+        hosts = [str(host) for host in variables["ansible_play_hosts_all"]]
+        refused = [host for host in hosts if self.precheck(variables, host).get("failed")]
+        together = list(arguments.get("together", []))
+        plan = Plan(self.known(variables), selection, together, refused)
         lines = plan.lines()
         if arguments.get("show"):
-            hosts = [str(host) for host in variables["ansible_play_hosts_all"]]
             lines = plan.table(hosts)
             if path := arguments.get("file"):
                 with open(path, "w", encoding="utf-8") as stream:
@@ -62,23 +65,33 @@ class ActionModule(ActionBase):
             **result,
             "changed": False,
             "run": uuid.uuid4().hex,
+            # Without stamps (`--skip-tags validate`) nothing is known that could be left out.
+            "everything": not self.stamps(variables),
             "due": plan.due,
             "played": plan.played,
             "state": plan.state,
         }
 
+    @staticmethod
+    def stamps(task_vars: Mapping[str, Any]) -> dict[str, Any]:
+        """What validate_inventory worked out; empty where it did not run."""
+        return dict((task_vars.get("inventory_validation") or {}).get("stamps") or {})
+
+    @staticmethod
+    def precheck(task_vars: Mapping[str, Any], host: str) -> dict[str, Any]:
+        """What host_precheck returned for a host."""
+        return dict(task_vars["hostvars"].raw_get(host).get("host_precheck") or {})
+
     def known(self, task_vars: Mapping[str, Any]) -> list[Known]:
         """What the inventory wants and the hosts have, for each role on each host of the run."""
         hostvars = task_vars["hostvars"]
-        validated = task_vars.get("inventory_validation") or {}
-        stamps = validated.get("stamps") or {}
         found = []
-        for role, wanted in stamps.items():
+        for role, wanted in ActionModule.stamps(task_vars).items():
             for host in task_vars["ansible_play_hosts"]:
                 if host not in wanted["hosts"]:
                     continue
                 raw = hostvars.raw_get(host)
-                seen = raw.get("host_precheck") or {}
+                seen = ActionModule.precheck(task_vars, host)
                 drift = (seen.get("drift") or {}).get(role)
                 sealed = drift is not None and is_sealed(raw, host, role, drift)
                 found.append(

@@ -13,6 +13,8 @@ import os
 from typing import Any
 
 ROLE_DIR = "/var/lib/prime-spark/roles"
+# Gone after a boot, and rightly: what a run noted before it is not sealed by one after it.
+NOTES_DIR = "/run/prime-spark/roles"
 
 # Set by the action plugins: the role that the operator knows, and the run's identifier.
 OWNER_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -26,7 +28,7 @@ def manifest_path(role: str, directory: str = ROLE_DIR) -> str:
     return os.path.join(directory, f"{role}.json")
 
 
-def notes_path(role: str, directory: str = ROLE_DIR) -> str:
+def notes_path(role: str, directory: str = NOTES_DIR) -> str:
     """Where a role's notes lie until they are sealed."""
     return os.path.join(directory, f"{role}.notes")
 
@@ -54,7 +56,7 @@ def write_private(path: str, content: dict[str, Any]) -> None:
 
 
 def note(
-    params: dict[str, Any], kind: str, things: dict[str, Any], directory: str = ROLE_DIR
+    params: dict[str, Any], kind: str, things: dict[str, Any], directory: str = NOTES_DIR
 ) -> None:
     """Note things of one kind, by name, with what the probe needs to look at them.
 
@@ -72,8 +74,8 @@ def note(
     write_private(path, notes)
 
 
-def forget_role(role: str, directory: str = ROLE_DIR) -> None:
-    """Drop what is known of a role: a part of it was removed."""
-    for path in (manifest_path(role, directory), notes_path(role, directory)):
-        if os.path.exists(path):
-            os.unlink(path)
+def unseal(role: str, directory: str = ROLE_DIR) -> None:
+    """Drop a role's manifest: something of the role is about to change, or was not as it should."""
+    path = manifest_path(role, directory)
+    if role and os.path.exists(path):
+        os.unlink(path)

@@ -9,12 +9,10 @@ that was changed together with the thing it describes.
 from __future__ import annotations
 
 import glob
-import grp
 import hashlib
 import hmac
 import json
 import os
-import pwd
 import stat
 import subprocess
 from collections.abc import Callable
@@ -24,15 +22,24 @@ from typing import Any
 from ansible.module_utils.prime_spark_command import CommandError, execute
 from ansible.module_utils.prime_spark_kernel import kernel_has
 from ansible.module_utils.prime_spark_notes import (
+    NOTES_DIR,
     ROLE_DIR,
-    forget_role,
     load,
     manifest_path,
     notes_path,
+    unseal,
     write_private,
 )
 from ansible.module_utils.prime_spark_ping import ping
-from ansible.module_utils.prime_spark_tree import RECORD_DIR, drop_ins, gid_of, uid_of
+from ansible.module_utils.prime_spark_tree import (
+    RECORD_DIR,
+    account,
+    drop_ins,
+    gid_of,
+    path_state,
+    uid_of,
+    unit_files,
+)
 from ansible.module_utils.prime_spark_units import printed, unit_states
 from ansible.module_utils.prime_spark_wireguard import WireGuardError, observed
 
@@ -41,6 +48,7 @@ Things = dict[str, Any]
 Found = dict[str, list[str]]
 
 RUNNING = ("active", "reloading")
+ENABLED = ("enabled", "static", "indirect")
 # A sentence that starts so is a doubt: only a run can tell.
 UNSURE = "unsure: "
 PINGS = 3
@@ -130,26 +138,18 @@ def look_at_trees(trees: Things) -> Found:
 # --- units ------------------------------------------------------------------------------------
 
 
-def seal_units(units: Things) -> Things:
-    states = unit_states(sorted(units))
-    return {
-        name: {**expected, "UnitFileState": states.get(name, {}).get("UnitFileState", "")}
-        for name, expected in units.items()
-    }
-
-
 def look_at_units(units: Things) -> Found:
-    """Enabled as it was, loaded from what is on the disk, running where it has to."""
+    """Loaded from what is on the disk; of those that run, running and started at a boot."""
     states = unit_states(sorted(units))
     found: Found = {}
     for name, expected in units.items():
         seen = states.get(name, {})
+        active, enabled = seen.get("ActiveState", ""), seen.get("UnitFileState", "")
         sentences = []
-        if expected.get("runs") and seen.get("ActiveState") not in RUNNING:
-            sentences.append(f"{name} is {seen.get('ActiveState', 'unknown')}")
-        if seen.get("UnitFileState", "") != expected["UnitFileState"]:
-            state = seen.get("UnitFileState") or "not there"
-            sentences.append(f"{name} is {state}, expected {expected['UnitFileState']}")
+        if expected["runs"] and active not in RUNNING:
+            sentences.append(f"{name} is {active or 'unknown'}")
+        if expected["runs"] and enabled not in ENABLED:
+            sentences.append(f"{name} is {enabled or 'not there'}, expected enabled")
         if seen.get("NeedDaemonReload") == "yes":
             sentences.append(f"{name} was changed since systemd read it")
         found[name] = sentences
@@ -177,18 +177,6 @@ def look_at_masks(units: Things) -> Found:
     }
 
 
-def account(name: str) -> str:
-    """What makes a user or a group, ``user:NAME`` or ``group:NAME``; empty where there is none."""
-    kind, _, who = name.partition(":")
-    try:
-        if kind == "group":
-            return f"{grp.getgrnam(who).gr_gid}"
-        entry = pwd.getpwnam(who)
-    except KeyError:
-        return ""
-    return f"{entry.pw_uid}:{entry.pw_gid}:{entry.pw_dir}:{entry.pw_shell}"
-
-
 def look_at_accounts(accounts: Things) -> Found:
     found: Found = {}
     for name, expected in accounts.items():
@@ -198,14 +186,8 @@ def look_at_accounts(accounts: Things) -> Found:
     return found
 
 
-def path_state(path: str) -> str:
-    """Kind, mode and owner of a path, of a file its digest as well; empty where nothing is."""
-    try:
-        status = os.lstat(path)
-        state = f"{status.st_mode:o} {status.st_uid} {status.st_gid}"
-        return f"{state} {file_digest(path)}" if stat.S_ISREG(status.st_mode) else state
-    except OSError:
-        return ""
+def look_at_gone(paths: Things) -> Found:
+    return {path: [f"{path} is there again"] if os.path.lexists(path) else [] for path in paths}
 
 
 def look_at_paths(paths: Things) -> Found:
@@ -240,18 +222,14 @@ def running_projects() -> dict[str, dict[str, str]] | None:
     return found
 
 
-def seal_projects(projects: Things) -> Things:
-    running = running_projects() or {}
-    return {name: running.get(name, {}) for name in projects}
-
-
 def look_at_projects(projects: Things) -> Found:
     """Every service's container, of the definition that was brought up, running and healthy."""
     running = running_projects()
     found: Found = {}
     for name, services in projects.items():
         if running is None:
-            found[name] = ["Docker does not answer"]
+            # Where nothing is expected, nothing need answer.
+            found[name] = ["Docker does not answer"] if services else []
             continue
         seen, sentences = running.get(name, {}), []
         for service in sorted({*services, *seen}):
@@ -295,16 +273,12 @@ def look_at_loaded(loaded: Things) -> Found:
 # --- VPN and NAS --------------------------------------------------------------------------------
 
 
-def seal_interfaces(interfaces: Things) -> Things:
-    return {name: {**seen, "seen": observed(name, seen)} for name, seen in interfaces.items()}
-
-
 def look_at_interfaces(interfaces: Things) -> Found:
     """The running interface: its key, port, addresses, routes, and each peer."""
     found: Found = {}
     for name, expected in interfaces.items():
         try:
-            seen = observed(name, expected)
+            seen = observed(name, expected["forward_rule"])
         except (WireGuardError, OSError) as error:
             found[name] = [f"{name}: {error}"]
             continue
@@ -365,75 +339,65 @@ def look_at_kernel(things: Things) -> Found:
 # --- the manifest -------------------------------------------------------------------------------
 
 
-def unchanged(things: Things) -> Things:
-    return things
-
-
-# Kind to what completes a note when it is sealed, and to what compares it with the host.
-KINDS: dict[str, tuple[Callable[[Things], Things], Callable[[Things], Found]]] = {
-    "tree": (unchanged, look_at_trees),
-    "unit": (seal_units, look_at_units),
-    "package": (unchanged, look_at_packages),
-    "mask": (unchanged, look_at_masks),
-    "account": (lambda things: {name: account(name) for name in things}, look_at_accounts),
-    "path": (lambda things: {path: path_state(path) for path in things}, look_at_paths),
-    "project": (seal_projects, look_at_projects),
-    "command": (unchanged, look_at_commands),
-    "loaded": (
-        lambda things: {n: {**e, "printed": printed(e["argv"])} for n, e in things.items()},
-        look_at_loaded,
-    ),
-    "interface": (seal_interfaces, look_at_interfaces),
-    "kernel": (unchanged, look_at_kernel),
-    "mount": (unchanged, look_at_mounts),
+# Kind to what compares things of that kind with the host.
+KINDS: dict[str, Callable[[Things], Found]] = {
+    "tree": look_at_trees,
+    "unit": look_at_units,
+    "package": look_at_packages,
+    "mask": look_at_masks,
+    "account": look_at_accounts,
+    "path": look_at_paths,
+    "gone": look_at_gone,
+    "project": look_at_projects,
+    "command": look_at_commands,
+    "loaded": look_at_loaded,
+    "interface": look_at_interfaces,
+    "kernel": look_at_kernel,
+    "mount": look_at_mounts,
 }
 
 
-def of_trees(role: str, run: str, directory: str = RECORD_DIR) -> dict[str, Things]:
-    """Things of the trees and projects that a run brought up for a role, from their records."""
+def of_record(name: str, managed: dict[str, Any]) -> dict[str, Things]:
+    """Things of a tree or project, from what its record says of it."""
+    links = managed.get("links", {})
+    tree = {"files": managed["files"], "directories": managed["directories"], "links": links}
+    units = {unit: {"runs": False} for unit in unit_files(list(managed["files"]))}
+    units.update({unit: {"runs": True} for unit in managed.get("units", [])})
+    complete = {
+        f"{target}/.complete": path_state(f"{target}/.complete")
+        for target in links.values()
+        if "/releases/" in target
+    }
+    return {
+        "tree": {name: tree},
+        "unit": units,
+        "path": {**managed["paths"], **complete},
+        "account": managed["accounts"],
+        "project": managed.get("project", {}),
+        "loaded": managed.get("loaded", {}),
+    }
+
+
+class NotSealedError(Exception):
+    """A role cannot be sealed; the message says why."""
+
+
+def gather(role: str, run: str, records: str, notes: str) -> dict[str, Things]:
+    """Everything that a run brought up for a role, as its modules noted it."""
+    noted = load(notes_path(role, notes))
+    if noted.get("run") != run:
+        raise NotSealedError("another run has worked on it since")
     things: dict[str, Things] = {}
-
-    def add(kind: str, name: str, value: Any) -> None:
-        things.setdefault(kind, {})[name] = value
-
-    for path in sorted(glob.glob(f"{directory}/*.json")):
-        record = load(path)
-        managed = record.get("managed")
-        if record.get("role") != role or record.get("run") != run or not managed:
-            continue
-        links = managed.get("links", {})
-        files, directories = managed.get("files", {}), managed.get("directories", {})
-        name = os.path.basename(path).removesuffix(".json")
-        add("tree", name, {"files": files, "directories": directories, "links": links})
-        for file in files:
-            if os.path.dirname(file) == "/etc/systemd/system" and "@" not in file:
-                add("unit", os.path.basename(file), {"runs": False})
-        for target in links.values():
-            if "/releases/" in target:
-                add("path", f"{target}/.complete", "")
-        for unit in managed.get("units", []):
-            add("unit", unit, {"runs": True})
-        if "project" in managed:
-            add("project", managed["project"], {})
-        for argv in managed.get("loaded", []):
-            add("loaded", " ".join(argv), {"argv": argv})
-        watch = managed.get("watch", {})
-        for place in watch.get("paths", []):
-            add("path", place, "")
-        for kind in ("users", "groups"):
-            for who in watch.get(kind, []):
-                add("account", f"{kind.removesuffix('s')}:{who}", "")
-    return things
-
-
-def gather(role: str, run: str, directory: str = ROLE_DIR) -> dict[str, Things]:
-    """Everything that a run brought up for a role, completed with what is there now."""
-    things = of_trees(role, run)
-    notes = load(notes_path(role, directory))
-    if notes.get("run") == run:
-        for kind, more in notes["things"].items():
+    for name in noted["things"].get("record", {}):
+        record = load(os.path.join(records, f"{name}.json"))
+        if record.get("run") != run or not record.get("managed"):
+            raise NotSealedError(f"another run has worked on {name} since")
+        for kind, found in of_record(name, record["managed"]).items():
+            things.setdefault(kind, {}).update(found)
+    for kind, more in noted["things"].items():
+        if kind != "record":
             things.setdefault(kind, {}).update(more)
-    return {kind: KINDS[kind][0](found) for kind, found in things.items()}
+    return {kind: found for kind, found in things.items() if found}
 
 
 def compare(manifests: dict[str, dict[str, Things]], skip: tuple[str, ...] = ()) -> Found:
@@ -452,7 +416,7 @@ def compare(manifests: dict[str, dict[str, Things]], skip: tuple[str, ...] = ())
         wanted = merged[kind]
         try:
             # By name within one look: two roles may want the same package.
-            seen = KINDS[kind][1]({name: value for (_, name), value in wanted.items()})
+            seen = KINDS[kind]({name: value for (_, name), value in wanted.items()})
         except Exception as error:
             # A manifest that somebody wrote anything into must not end the run.
             seen = {name: [f"{kind} {name} cannot be compared: {error!r}"] for _, name in wanted}
@@ -485,41 +449,52 @@ def examine(roles: list[str], directory: str = ROLE_DIR) -> dict[str, dict[str, 
     manifests = {}
     for role in roles:
         manifest = load(manifest_path(role, directory))
-        if isinstance(manifest.get("things"), dict) and set(manifest["things"]) <= set(KINDS):
+        things = manifest.get("things")
+        if isinstance(things, dict) and all(
+            kind in KINDS and isinstance(found, dict) for kind, found in things.items()
+        ):
             manifests[role] = manifest
     found = compare({role: manifest["things"] for role, manifest in manifests.items()})
     return {
         role: {
-            "stamp": manifest.get("stamp", ""),
-            "nonce": manifest.get("nonce", ""),
-            "seal": manifest.get("seal", ""),
-            "digest": canonical(role, manifest.get("stamp", ""), manifest["things"]),
+            **{word: str(manifest.get(word, "")) for word in ("stamp", "nonce", "seal")},
+            "digest": canonical(role, str(manifest.get("stamp", "")), manifest["things"]),
             "differences": found[role],
         }
         for role, manifest in manifests.items()
     }
 
 
-def seal(role: str, run: str, stamp: str, nonce: str, key: str, directory: str = ROLE_DIR) -> Found:
+def seal(
+    role: str,
+    run: str,
+    stamp: str,
+    nonce: str,
+    key: str,
+    directory: str = ROLE_DIR,
+    records: str = RECORD_DIR,
+    notes: str = NOTES_DIR,
+) -> list[str]:
     """Write the manifest of a role that was played to its end; returns what keeps it from that.
 
-    A thing that is not as the run left it leaves the role without a manifest: the next run plays
-    it again.
+    A thing that is not as the role brought it up leaves the role without a manifest: the next run
+    plays it again.
     """
-    things = gather(role, run, directory)
+    unseal(role, directory)
+    try:
+        things = gather(role, run, records, notes)
+    except NotSealedError as error:
+        return [str(error)]
     # What commands would change was just asked by the run itself.
     says = compare({role: things}, ("command",))[role]
     found = [sentence for sentence in says if not sentence.startswith(UNSURE)]
-    notes = notes_path(role, directory)
     if found:
-        forget_role(role, directory)
-        return {role: found}
+        return found
     digest = canonical(role, stamp, things)
     manifest = {"stamp": stamp, "nonce": nonce, "seal": sealed(key, digest), "things": things}
     write_private(manifest_path(role, directory), manifest)
-    if os.path.exists(notes):
-        os.unlink(notes)
-    return {}
+    os.unlink(notes_path(role, notes))
+    return []
 
 
 def recorded_roles(directory: str = RECORD_DIR) -> list[str]:

@@ -14,12 +14,13 @@ import json
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, forget_role
+from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note, unseal
 
 RECORD_DIR = "/var/lib/prime-spark/trees"
 # Where drop-ins of a unit lie: an administrator's, `systemctl edit --runtime`, `set-property`.
@@ -245,6 +246,40 @@ def remove_path(path: str) -> None:
         os.unlink(path)
 
 
+def account(name: str) -> str:
+    """What makes a user or a group, ``user:NAME`` or ``group:NAME``; empty where there is none."""
+    kind, _, who = name.partition(":")
+    try:
+        if kind == "group":
+            return f"{grp.getgrnam(who).gr_gid}"
+        entry = pwd.getpwnam(who)
+    except KeyError:
+        return ""
+    return f"{entry.pw_uid}:{entry.pw_gid}:{entry.pw_dir}:{entry.pw_shell}"
+
+
+def path_state(path: str) -> str:
+    """Kind, mode and owner of a path, of a file its digest as well; empty where nothing is."""
+    try:
+        status = os.lstat(path)
+        state = f"{status.st_mode:o} {status.st_uid} {status.st_gid}"
+        if not stat.S_ISREG(status.st_mode):
+            return state
+        return f"{state} {hashlib.sha256(read(path) or b'').hexdigest()}"
+    except OSError:
+        return ""
+
+
+def unit_files(paths: list[str]) -> list[str]:
+    """Names of the units whose files are among some paths; templates are none."""
+    found = (os.path.split(path) for path in paths)
+    return [
+        name
+        for directory, name in found
+        if directory == UNIT_DIRECTORIES[0] and name.endswith(UNIT_SUFFIXES) and "@" not in name
+    ]
+
+
 def drop_ins(path: str) -> list[str]:
     """Files that change a unit of ours from outside its file; empty where ``path`` is no unit.
 
@@ -394,6 +429,10 @@ class Tree:
                     )
 
     def apply(self, found: Difference) -> None:
+        if found:
+            # Until the role has been played to its end nothing vouches for it: what a run that ends
+            # here leaves may be more than the manifest of before knows of.
+            unseal(self.role)
         for directory in found.make:
             os.makedirs(directory.path, exist_ok=True)
             os.chown(directory.path, uid_of(directory.owner), gid_of(directory.group))
@@ -444,6 +483,7 @@ class Tree:
             record["role"] = self.role
             record["run"] = self.run or None
         record = {key: value for key, value in record.items() if value is not None}
+        note({"role": self.role, "run": self.run}, "record", {self.name: None})
         if record == self.record:
             return
         os.makedirs(os.path.dirname(self.record_path), mode=0o755, exist_ok=True)
@@ -475,12 +515,16 @@ class Tree:
                 ]
                 for entry in self.directories
             },
-            "watch": self.watch,
+            "paths": {path: path_state(path) for path in self.watch.get("paths", [])},
+            "accounts": {
+                who: account(who)
+                for kind in ("user", "group")
+                for who in (f"{kind}:{name}" for name in self.watch.get(f"{kind}s", []))
+            },
         }
 
     def forget(self) -> None:
-        if self.role:
-            forget_role(self.role)
+        unseal(self.role)
         for path in (self.record_path, self.before_path):
             if os.path.exists(path):
                 os.unlink(path)

@@ -358,11 +358,11 @@ def known_peers(path: str = KNOWN_PEERS) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def observed(name: str, expected: dict[str, Any]) -> dict[str, str]:
+def observed(name: str, forward_rule: list[str]) -> dict[str, str]:
     """What the drift probe compares of an interface: text by name, secrets as digests.
 
-    ``expected["forward_rule"]`` is the rule of iptables that lets peers reach each other, empty
-    where the host forwards nothing. The endpoint of a peer is left out: it may move.
+    ``forward_rule`` is the rule of iptables that lets peers reach each other, empty where the host
+    forwards nothing. The endpoint of a peer is left out: it may move.
     """
 
     def digest(*words: str) -> str:
@@ -390,8 +390,8 @@ def observed(name: str, expected: dict[str, Any]) -> dict[str, str]:
         allowed = sorted(peer.allowed_ips)
         text = digest(peer.preshared_key, *allowed, str(peer.keepalive))
         seen[f"peer {names.get(key, key)}"] = f"{key} {text}"
-    if expected["forward_rule"]:
-        rule = ["iptables", "-w", "-C", *expected["forward_rule"]]
+    if forward_rule:
+        rule = ["iptables", "-w", "-C", *forward_rule]
         there = subprocess.run(rule, capture_output=True, check=False).returncode == 0
         forwards = (read_text("/proc/sys/net/ipv4/ip_forward") or "0").strip()
         seen["forwarding"] = f"{there} {forwards}"

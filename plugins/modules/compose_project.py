@@ -95,6 +95,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_notes import note
 from ansible.module_utils.prime_spark_tree import (
     TREE_ARGUMENTS,
     Difference,
@@ -185,6 +186,10 @@ class Project:
         """Service name to the hash of its definition."""
         lines = self.compose("config", "--hash", "*", source=source).split("\n")
         return dict(line.split() for line in lines if line.strip())
+
+    def running_as_wanted(self) -> dict[str, str]:
+        """Every service with what the drift probe has to see of its container."""
+        return {service: f"{digest} running" for service, digest in self.wanted().items()}
 
     def containers(self) -> dict[str, dict[str, str]]:
         """Service name to hash, state and status of its container."""
@@ -456,7 +461,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         files=sorted(file.path for file in tree.files),
         directories=sorted(directory.path for directory in tree.directories) or None,
         applied=tree.fingerprint(),
-        managed={**tree.managed(), "project": tree.name},
+        managed={**tree.managed(), "project": {tree.name: project.running_as_wanted()}},
     )
     settle(tree)
     changes += needed + [f"reload {service}" for service in told]
@@ -511,6 +516,8 @@ def absent(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         for path in leaving:
             remove_path(path)
         tree.forget()
+    if not module.check_mode:
+        note(module.params, "project", {tree.name: {}})
     return {"changed": bool(changes), "changes": changes}
 
 

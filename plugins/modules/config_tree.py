@@ -97,6 +97,7 @@ import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.prime_spark_notes import note
 from ansible.module_utils.prime_spark_tree import (
     TREE_ARGUMENTS,
     Tree,
@@ -105,6 +106,7 @@ from ansible.module_utils.prime_spark_tree import (
     is_there,
     remove_path,
     switch_link,
+    unit_files,
 )
 from ansible.module_utils.prime_spark_undo import Before, locked, remember, settle
 from ansible.module_utils.prime_spark_units import (
@@ -160,12 +162,20 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     )
     wanted = tree.fingerprint(extra)
     units: list[str] = params["units"]
-    states = unit_states(units)
+    ours = unit_files([file.path for file in tree.files])
+    states = unit_states(list(dict.fromkeys([*units, *ours])))
+    unread = [unit for unit, seen in states.items() if seen.get("NeedDaemonReload") == "yes"]
     loaded = tree.record.get("loaded") or {}
     unloaded = [
         words for argv in params["loaded"] if loaded.get(words := " ".join(argv)) != printed(argv)
     ]
-    stale = tree.record.get("applied") != wanted or found.disturbs() or bool(unloaded)
+    # What changed a unit of ours since systemd read it may be what runs.
+    stale = (
+        tree.record.get("applied") != wanted
+        or found.disturbs()
+        or bool(unloaded)
+        or bool(set(unread) & set(ours))
+    )
     acting = bool(units or params["apply"])
     down = [
         unit
@@ -180,6 +190,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     restart = units if stale else down
 
     changes = found.sentences() + [f"link {path} -> {target}" for path, target in links.items()]
+    changes += [f"read {unit} again" for unit in unread]
     changes += [f"enable {unit}" for unit in disabled]
     changes += [f"restart {unit}" for unit in restart]
     if stale and params["apply"]:
@@ -208,6 +219,8 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         tree.apply(found)
         for path, target in links.items():
             switch_link(path, target)
+        if unread:
+            run(["systemctl", "daemon-reload"])
         if acting and (stale or restart or disabled):
             activate(params, disabled, restart, stale)
     except (TreeError, OSError) as error:
@@ -226,14 +239,16 @@ def record_applied(tree: Tree, params: dict[str, Any], wanted: str) -> None:
     managed = tree.managed()
     managed["links"] = {link["path"]: link["target"] for link in params["links"]}
     managed["units"] = params["units"]
-    managed["loaded"] = params["loaded"]
+    managed["loaded"] = {
+        " ".join(argv): {"argv": argv, "printed": printed(argv)} for argv in params["loaded"]
+    }
     tree.save(
         files=sorted(file.path for file in tree.files),
         directories=sorted(directory.path for directory in tree.directories) or None,
         applied=wanted,
         units=params["units"],
         links=sorted(link["path"] for link in params["links"]) or None,
-        loaded={" ".join(argv): printed(argv) for argv in params["loaded"]} or None,
+        loaded={words: entry["printed"] for words, entry in managed["loaded"].items()} or None,
         managed=managed,
     )
 
@@ -315,6 +330,8 @@ def absent(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         for argv in module.params["apply"]:
             run([str(word) for word in argv])
         tree.forget()
+    if not module.check_mode:
+        note(module.params, "gone", dict.fromkeys([*paths, *module.params["absent"]]))
     return {"changed": bool(changes), "changes": changes, "restarted": []}
 
 

@@ -67,6 +67,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.prime_spark_kernel import kernel_has
 from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
+from ansible.module_utils.prime_spark_tree import path_state
 
 # By side: the name in /proc/filesystems and the module that brings it.
 KERNEL = {"client": ("nfs4", "nfsv4"), "server": ("nfsd", "nfsd")}
@@ -109,7 +110,7 @@ def note_choice(params: dict[str, Any], available: bool, keys: list[str]) -> Non
         filesystem, driver = KERNEL[params["side"]]
         expected = {"filesystem": filesystem, "module": driver, "there": available}
         note(params, "kernel", {params["side"]: expected})
-    note(params, "path", dict.fromkeys(keys))
+    note(params, "path", {path: path_state(path) for path in keys})
 
 
 def main() -> None:

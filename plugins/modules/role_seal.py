@@ -62,12 +62,15 @@ def main() -> None:
     # Debian keeps these out of the PATH of an ordinary user.
     os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
     unsealed = {}
-    try:
-        for entry in [] if module.check_mode else module.params["roles"]:
-            words = (entry["stamp"], entry["nonce"], entry["key"])
-            unsealed.update(seal(entry["role"], module.params["run"], *words))
-    except OSError as error:
-        module.fail_json(msg=f"what this run brought up cannot be recorded: {error}")
+    for entry in [] if module.check_mode else module.params["roles"]:
+        words = (entry["stamp"], entry["nonce"], entry["key"])
+        try:
+            found = seal(entry["role"], module.params["run"], *words)
+        except Exception as error:
+            # One role that cannot be recorded keeps no other from it.
+            found = [f"it cannot be recorded: {error!r}"]
+        if found:
+            unsealed[entry["role"]] = found
     module.exit_json(changed=False, unsealed=unsealed)
 
 

@@ -124,6 +124,7 @@ from ansible.module_utils.prime_spark_wireguard import (
     WireGuardError,
     known_peers,
     mask,
+    observed,
     read_text,
     run,
     running_interface,
@@ -242,6 +243,9 @@ def compare_and_apply(module: AnsibleModule, host: Host, private: str) -> dict[s
     enabled = host.unit_property("UnitFileState") == "enabled"
     if not enabled:
         changes.append(f"enable {host.unit}")
+    unread = host.unit_property("NeedDaemonReload") == "yes"
+    if unread:
+        changes.append(f"read {host.unit} again")
 
     # A change of an earlier run that nobody has confirmed waits for it still.
     waiting = pending() is not None
@@ -270,7 +274,10 @@ def compare_and_apply(module: AnsibleModule, host: Host, private: str) -> dict[s
             host.apply(plan, config, before, running)
             os.chmod(host.paths.config, 0o600)
             write_private(host.paths.peers, record)
+            if unread:
+                run(["systemctl", "daemon-reload"])
             if not enabled:
+                run(["systemctl", "unmask", "--quiet", host.unit])
                 run(["systemctl", "enable", "--quiet", host.unit])
         except (WireGuardError, OSError) as error:
             if armed:
@@ -281,7 +288,9 @@ def compare_and_apply(module: AnsibleModule, host: Host, private: str) -> dict[s
     if not module.check_mode:
         rule = config.forward_rule() if config.forward else []
         calls = {p["name"]: p["address"] for p in params["peers"] if p["endpoint"]}
-        note(params, "interface", {host.name: {"forward_rule": rule, "calls": calls}})
+        seen = observed(host.name, rule)
+        interface = {"forward_rule": rule, "calls": calls, "seen": seen}
+        note(params, "interface", {host.name: interface})
         note(params, "unit", {host.unit: {"runs": True}})
     result: dict[str, Any] = {
         "action": plan.action,

@@ -58,6 +58,7 @@ import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
+from ansible.module_utils.prime_spark_tree import path_state
 from ansible.module_utils.prime_spark_wireguard import (
     KNOWN_PEERS,
     PRIVATE_KEY,
@@ -132,7 +133,7 @@ def main() -> None:
                     os.chmod(path, 0o600)
                     os.chown(path, 0, 0)
         if not module.check_mode and module.params["state"] == "present":
-            note(module.params, "path", {path: ""})
+            note(module.params, "path", {path: path_state(path)})
         module.exit_json(
             changed=changed,
             public_key=public_key_of(private) if private else "",

@@ -420,6 +420,6 @@ CASES = (
         "record = '/var/lib/prime-spark/roles/ingest.json'\nm = json.load(open(record))\n"
         "m['things']['tree']['service-ingest']['files'][path][0] = digest\n"
         "json.dump(m, open(record, 'w'))\nEND",
-        "its record was changed", state("/etc/prime-spark/ingest/config.json"), 2,
+        "its record was made with other secrets", state("/etc/prime-spark/ingest/config.json"), 2,
     ),
 )  # fmt: skip

@@ -59,7 +59,7 @@ def not_named(cases: list[Case], report: dict[str, Any]) -> list[str]:
     for case in cases:
         entry = report[case.host]["roles"].get(case.role, {"state": "-", "why": []})
         named = any(re.search(case.says, sentence) for sentence in entry["why"])
-        if entry["state"] != "drifted" or not named:
+        if entry["state"] == "in sync" or not named:
             missing.append(f"{case.name}: {case.host} {case.role}: {entry}")
     return missing
 
@@ -86,7 +86,7 @@ def run_through(cases: list[Case]) -> None:
         (host, role)
         for host, entry in report.items()
         for role, found in entry["roles"].items()
-        if found["state"] == "drifted"
+        if found["state"] != "in sync"
     }
     problems += [f"named, but not planted: {pair}" for pair in sorted(named - touched)]
     after = on_each(cases, shows)

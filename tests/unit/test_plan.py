@@ -46,7 +46,7 @@ def test_what_is_in_sync_is_left_out_and_not_sealed_anew() -> None:
     [
         ({"recorded": None}, "unknown"),
         ({"recorded": "another"}, "outdated"),
-        ({"sealed": False}, "drifted"),
+        ({"sealed": False}, "outdated"),
         ({"differences": ("content of /etc/x",)}, "drifted"),
         ({"differences": ("unsure: no handshake",)}, "in sync"),
     ],
@@ -93,7 +93,8 @@ def test_hosts_that_tell_each_other_keys_are_played_together() -> None:
     assert Plan(entries, ALL, []).due["wireguard"] == ["two"]
 
 
-def test_a_host_that_was_not_seen_is_unreachable() -> None:
+def test_a_host_that_was_not_seen_is_unreachable_or_refused() -> None:
+    assert Plan([known()], ALL, [], ["two"]).report(["two"])["hosts"]["two"]["state"] == "refused"
     plan = Plan([known()], ALL, [])
     assert plan.report(["one", "two"])["hosts"]["two"] == {"state": "unreachable", "roles": {}}
     assert plan.report(["one", "two"])["summary"] == {"in sync": 1, "unreachable": 1}
@@ -106,29 +107,27 @@ def test_a_host_that_was_not_seen_is_unreachable() -> None:
 class Sealed:
     """One role with one file, brought up and sealed in a directory of its own."""
 
-    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.roles, self.trees = tmp_path / "roles", tmp_path / "trees"
+    def __init__(self, tmp_path: Path) -> None:
+        self.roles, self.trees, self.notes = (tmp_path / n for n in ("roles", "trees", "notes"))
         self.file = tmp_path / "service.conf"
         self.file.write_text("one\n")
         self.file.chmod(0o644)
         self.trees.mkdir()
-        monkeypatch.setattr(state, "of_trees", self.of_trees)
         self.secrets = {"vault_a": "x" * 20, "vault_b": "y" * 20, "other": 1}
-
-    def of_trees(self, role: str, run: str) -> Any:
-        return _of_trees(role, run, str(self.trees))
 
     def bring_up(self, run: str) -> None:
         owner = [str(self.file.stat().st_uid), str(self.file.stat().st_gid)]
         digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
-        managed = {"files": {str(self.file): [digest, "0644", *owner]}, "directories": {}}
+        files = {str(self.file): [digest, "0644", *owner]}
+        managed = {"files": files, "directories": {}, "paths": {}, "accounts": {}}
         record = {"role": "kafka", "run": run, "managed": managed}
         (self.trees / "kafka.json").write_text(json.dumps(record))
-        notes.note({"role": "kafka", "run": run}, "mask", {}, str(self.roles))
+        notes.note({"role": "kafka", "run": run}, "record", {"kafka": None}, str(self.notes))
 
-    def seal(self, run: str, secrets: dict[str, Any] | None = None) -> Any:
-        key = sealing_key(secrets or self.secrets, "one", "kafka", "n1")
-        return state.seal("kafka", run, "stamp", "n1", key, str(self.roles))
+    def seal(self, run: str) -> list[str]:
+        key = sealing_key(self.secrets, "one", "kafka", "n1")
+        places = (str(self.roles), str(self.trees), str(self.notes))
+        return list(state.seal("kafka", run, "stamp", "n1", key, *places))
 
     def look(self) -> dict[str, Any] | None:
         found = state.examine(["kafka"], str(self.roles))
@@ -138,17 +137,14 @@ class Sealed:
         return is_sealed(secrets or self.secrets, "one", "kafka", self.look() or {})
 
 
-_of_trees = state.of_trees
-
-
 @pytest.fixture
-def sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sealed:
-    return Sealed(tmp_path, monkeypatch)
+def sealed(tmp_path: Path) -> Sealed:
+    return Sealed(tmp_path)
 
 
 def test_what_was_sealed_is_believed_while_nothing_differs(sealed: Sealed) -> None:
     sealed.bring_up("r1")
-    assert sealed.seal("r1") == {}
+    assert sealed.seal("r1") == []
     seen = sealed.look()
     assert seen is not None and seen["stamp"] == "stamp" and seen["differences"] == []
     assert sealed.believed()
@@ -187,11 +183,24 @@ def test_a_seal_cannot_be_made_from_what_the_host_keeps(sealed: Sealed) -> None:
 
 
 def test_what_another_run_brought_up_is_not_sealed(sealed: Sealed) -> None:
-    """A killed run leaves notes and records; the next run seals only what it brought up itself."""
+    """A killed run leaves notes and records, and another operator's may come in between."""
     sealed.bring_up("killed")
-    sealed.seal("next")
-    things = json.loads((sealed.roles / "kafka.json").read_text())["things"]
-    assert things == {}
+    assert sealed.seal("next") == ["another run has worked on it since"]
+    assert sealed.look() is None
+    sealed.bring_up("mine")
+    record = json.loads((sealed.trees / "kafka.json").read_text())
+    (sealed.trees / "kafka.json").write_text(json.dumps({**record, "run": "another's"}))
+    assert sealed.seal("mine") == ["another run has worked on kafka since"]
+    assert sealed.look() is None
+
+
+def test_a_seal_of_a_strange_type_is_not_believed(sealed: Sealed) -> None:
+    sealed.bring_up("r1")
+    sealed.seal("r1")
+    path = sealed.roles / "kafka.json"
+    for strange in (None, 7, "\u00fc"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "seal": strange}))
+        assert not sealed.believed()
 
 
 def test_notes_of_an_earlier_run_are_dropped(tmp_path: Path) -> None:
@@ -212,7 +221,7 @@ def test_what_changed_since_it_was_brought_up_is_not_sealed(sealed: Sealed) -> N
     sealed.seal("r1")
     sealed.bring_up("r2")
     sealed.file.write_text("two\n")
-    assert sealed.seal("r2") == {"kafka": [f"content of {sealed.file}"]}
+    assert sealed.seal("r2") == [f"content of {sealed.file}"]
     assert sealed.look() is None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ DRIFTED = "drifted"
 OUTDATED = "outdated"
 UNKNOWN = "unknown"
 UNREACHABLE = "unreachable"
+REFUSED = "refused"
 # A sentence of the probe that names a doubt, not a difference.
 UNSURE = "unsure: "
 # Tags that select or leave out nothing of a role.
@@ -39,7 +40,7 @@ def is_sealed(variables: Mapping[str, Any], host: str, role: str, drift: Mapping
     """
     key = sealing_key(variables, host, role, drift["nonce"])
     expected = hmac.new(key.encode(), drift["digest"].encode(), hashlib.sha256).hexdigest()
-    return hmac.compare_digest(expected, drift["seal"])
+    return hmac.compare_digest(expected.encode(), str(drift["seal"]).encode())
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Known:
         if self.recorded is None:
             return UNKNOWN, ["no run has recorded it here yet"]
         if not self.sealed:
-            return DRIFTED, ["its record was changed, or made with other secrets"]
+            return OUTDATED, ["its record was made with other secrets, or changed"]
         differences = [text for text in self.differences if not text.startswith(UNSURE)]
         if differences:
             return DRIFTED, differences
@@ -101,7 +102,16 @@ class Plan:
     """Attributes: ``due`` (role to hosts on which it is played), ``played`` (host to role to the
     stamp to seal it with), ``state`` (host to role to ``state`` and ``why``)."""
 
-    def __init__(self, known: list[Known], selection: Selection, together: list[str]) -> None:
+    def __init__(
+        self,
+        known: list[Known],
+        selection: Selection,
+        together: list[str],
+        refused: Iterable[str] = (),
+    ) -> None:
+        """``together``: roles played on all of their hosts or on none; ``refused``: hosts that the
+        checks before a run refuse."""
+        self.refused = set(refused)
         self.due: dict[str, list[str]] = {}
         self.played: dict[str, dict[str, str]] = {}
         self.state: dict[str, dict[str, dict[str, Any]]] = {}
@@ -141,7 +151,7 @@ class Plan:
         for host in hosts:
             found = self.state.get(host)
             if found is None:
-                lines.append(f"{host:<{width}}  {'-':<{roles}}  {UNREACHABLE}")
+                lines.append(f"{host:<{width}}  {'-':<{roles}}  {self.missing(host)}")
                 continue
             for role, entry in found.items():
                 if entry["state"] != IN_SYNC or entry["why"]:
@@ -160,10 +170,14 @@ class Plan:
             "summary": {state: states.count(state) for state in sorted(set(states))},
         }
 
+    def missing(self, host: str) -> str:
+        """Why nothing is known of a host."""
+        return REFUSED if host in self.refused else UNREACHABLE
+
     def host_report(self, host: str) -> dict[str, Any]:
         """A host's state is the worst of its roles'."""
         if host not in self.state:
-            return {"state": UNREACHABLE, "roles": {}}
+            return {"state": self.missing(host), "roles": {}}
         roles = self.state[host]
         seen = {entry["state"] for entry in roles.values()}
         worst = next((s for s in (DRIFTED, OUTDATED, UNKNOWN) if s in seen), IN_SYNC)

@@ -2,7 +2,7 @@
 
 Nothing is templated for it. A value that is a template is a function of the values that it refers
 to, so the texts of all of them together stand for the result. What a role refers to is found by the
-words of its files: a word too many costs a needless replay, a word too few cannot happen.
+words of its files: a word too many costs a needless replay.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ LOOKUP = re.compile(r"\b(lookup|query|q)\(")
 NEAR = 4
 # Of what Ansible itself knows, only how a host is reached is an input of roles.
 REACHED = ("ansible_host", "ansible_port", "ansible_user")
+MAGIC = {
+    "environment", "full", "group_names", "groups", "hostvars", "inventory_dir", "inventory_file",
+    "inventory_hostname", "inventory_hostname_short", "omit", "play_hosts", "playbook_dir",
+    "role_name", "role_names", "role_path", "role_uuid", "vars",
+}  # fmt: skip
 # What decides which wheels a host gets.
 TARGET = ("architecture", "distribution", "distribution_major_version", "python_version")
 
@@ -36,8 +41,7 @@ def words(text: str) -> set[str]:
 
 def is_input(name: str) -> bool:
     """Whether a variable can be an owner's; Ansible's own differ between runs."""
-    own = ("ansible_", "inventory_", "playbook_", "role_", "hostvars", "groups", "group_names")
-    return name in REACHED or not name.startswith(own)
+    return name in REACHED or not (name.startswith("ansible_") or name in MAGIC)
 
 
 def files_below(directory: Path) -> Iterator[tuple[str, bytes]]:
@@ -80,6 +84,9 @@ class References:
             for name, value in values.items():
                 if is_input(name):
                     self.texts.setdefault(name, set()).add(str(value))
+        # What the actions look up for every role that uses them.
+        actions = sorted((repository / "plugins" / "action").glob("*.py"))
+        self.common = set().union(*(words(p.read_text(encoding="utf-8")) for p in actions))
         self.words = {name: set().union(*map(words, texts)) for name, texts in self.texts.items()}
 
     def close(self, names: Iterable[str]) -> set[str]:
@@ -157,7 +164,7 @@ class Stamps:
         files = self.references.role_files(role)
         texts = [content.decode(errors="replace") for _, content in files]
         named = set().union(*map(words, texts))
-        names = self.references.close(named)
+        names = self.references.close(named | self.references.common)
         values = [text for name in names for text in self.references.texts[name]]
         named = named.union(*(self.references.words[name] for name in names))
         foreign = self.references.foreign([*texts, *values])
@@ -181,9 +188,19 @@ class Stamps:
         }, sorted(facts)
 
 
+def plain(content: Any) -> Any:
+    """Data of one form for each meaning; keys of a mapping may be of different types."""
+    if isinstance(content, Mapping):
+        return sorted([type(k).__name__, str(k), plain(v)] for k, v in content.items())
+    if isinstance(content, (list, tuple)):
+        return [plain(item) for item in content]
+    return content
+
+
 def fingerprint(content: Any) -> str:
-    """Hash over plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    """Hash over data."""
+    text = json.dumps(plain(content), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def with_facts(stamp: str, names: Iterable[str], facts: Mapping[str, Any]) -> str:
