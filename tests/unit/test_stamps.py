@@ -140,6 +140,46 @@ def test_whatever_its_templates_refer_to_is_in_its_stamp(
     assert missed == []
 
 
+@pytest.mark.parametrize("name", ["site_memory", "role_of_memory", "inventory_memory"])
+def test_an_owners_own_variable_is_in_the_stamp_through_an_input(
+    name: str, inventory: dict[str, Any]
+) -> None:
+    """Names that begin as Ansible's own are the owner's all the same."""
+    changed = copy.deepcopy(inventory)
+    host = changed["groups"]["redis"][0]
+    changed["raw"][host]["redis_max_memory"] = "{{ between }}"
+    changed["raw"][host]["between"] = "{{ " + name + " }}"
+    changed["raw"][host][name] = "100mb"
+    before = stamps_of("redis", changed)[host]
+    changed["raw"][host][name] = "200mb"
+    assert stamps_of("redis", changed)[host] != before
+
+
+def test_what_an_action_looks_up_by_itself_is_in_the_stamp(inventory: dict[str, Any]) -> None:
+    host = inventory["groups"]["redis"][0]
+    before = stamps_of("redis", inventory)[host]
+    changed = copy.deepcopy(inventory)
+    changed["raw"][host]["stack_directory"] = "/srv/stack"
+    assert stamps_of("redis", changed)[host] != before
+
+
+def test_how_much_is_played_is_no_input(inventory: dict[str, Any]) -> None:
+    host = inventory["groups"]["monitoring"][0]
+    changed = copy.deepcopy(inventory)
+    changed["raw"][host]["full"] = True
+    assert stamps_of("monitoring", changed) == stamps_of("monitoring", inventory)
+
+
+def test_keys_of_different_types_are_told_apart(inventory: dict[str, Any]) -> None:
+    host = inventory["groups"]["redis"][0]
+    found = set()
+    for key in (1, "1", True):
+        changed = copy.deepcopy(inventory)
+        changed["raw"][host]["redis_users"] = {key: "x", "other": "y"}
+        found.add(stamps_of("redis", changed)[host])
+    assert len(found) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "group", "roles"),
     [
