@@ -230,14 +230,22 @@ def stage_files(files: list[File], stage: str) -> None:
         os.chmod(path, file.mode)
 
 
+def is_mount_point(path: str) -> bool:
+    """Whether a directory is a mount point.
+
+    Of a file the device number says nothing: on an overlay it may be another than its directory's.
+    """
+    return os.path.isdir(path) and os.path.ismount(path)
+
+
 def is_there(path: str) -> bool:
     """Whether there is something to remove; an empty mount point cannot be removed."""
-    return os.path.lexists(path) and not (os.path.ismount(path) and not os.listdir(path))
+    return os.path.lexists(path) and not (is_mount_point(path) and not os.listdir(path))
 
 
 def remove_path(path: str) -> None:
     """Remove a file, a link or a whole directory; of a mount point, what is in it."""
-    if os.path.ismount(path):
+    if is_mount_point(path):
         for name in os.listdir(path):
             remove_path(os.path.join(path, name))
     elif os.path.isdir(path) and not os.path.islink(path):

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import ansible.module_utils
 import pytest
 from testinfra.host import Host
 
@@ -121,6 +122,10 @@ def directory() -> Iterator[str]:
 
 def test_hosts_that_mark_the_share_at_the_same_time_agree_on_who_did(directory: str) -> None:
     """The roles of two hosts do, in every first run."""
+    # Modules import their helpers as ansible.module_utils.<name>.
+    helpers = str(ROOT / "plugins" / "module_utils")
+    if helpers not in ansible.module_utils.__path__:
+        ansible.module_utils.__path__.append(helpers)
     spec = importlib.util.spec_from_file_location(
         "nas_mount", ROOT / "plugins/modules/nas_mount.py"
     )
