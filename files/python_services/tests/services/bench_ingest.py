@@ -2,7 +2,8 @@
 
 Fills a topic with telemetry of five metrics each and drains it with prime-spark-ingest, whose
 committed rows are counted in the database. Beside it, on the same database: one INSERT per row,
-executemany, and what COPY and upsert can do without Kafka and without encoding anything. Kafka,
+executemany, and what COPY and upsert can do without Kafka and without encoding anything; where
+Telegraf is installed, what it stores of the same topic, in a layout of its own and in ours. Kafka,
 PostgreSQL and ingest share the machine: compare the ratios.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -172,7 +174,7 @@ def ask_newest(bench: Bench) -> float:
 
 
 def cpu(ingest: Daemon) -> float:
-    return ingest.metric("process_cpu_seconds_total")
+    return ingest.cpu_seconds()
 
 
 def peak(ingest: Daemon) -> float:
@@ -295,11 +297,7 @@ def measure(bench: Bench, messages: int) -> tuple[float, float, float]:
     bench.empty()
     after = asyncio.run(copy(bench, messages))
     say(f"COPY and upsert again          {after:10,.0f} rows/s")
-    if shutil.which("telegraf") is None:
-        say("Telegraf: not installed, skipped")
-    else:
-        bench.empty()
-        say(f"Telegraf from Kafka            {telegraf(bench, rows):10,.0f} rows/s")
+    beside_telegraf(bench, messages, result.rate / len(METRICS))
     say(
         f"single_rows_per_second={alone:.0f} executemany_rows_per_second={rate:.0f}"
         f" copy_rows_per_second={max(before, after):.0f}"
@@ -310,22 +308,73 @@ def measure(bench: Bench, messages: int) -> tuple[float, float, float]:
     return result.rate, max(before, after), alone
 
 
-def telegraf(bench: Bench, rows: int) -> float:
-    """Drain the topic with Telegraf's kafka_consumer and postgresql plugins."""
-    import subprocess  # noqa: PLC0415 (only here)
+# What each stores of a message, and what becomes of one that comes twice or is bad.
+INGEST_KEEPS = "row per metric, unique key: each message once, a bad one dead-lettered"
+LAYOUTS = {
+    "wide": "row per message, no key: a repeated message is stored twice",
+    "narrow": "row per metric, our table and key: acknowledged before it is stored, so a crash"
+    " loses what it holds; a repeated message costs its whole batch",
+}
 
-    kafka, database = bench.kafka, bench.postgres
-    config = bench.folder / "telegraf.conf"
-    config.write_text(f"""
+
+def beside_telegraf(bench: Bench, messages: int, rate: float) -> None:
+    """Print what ingest and Telegraf store of the same topic, each with what it promises."""
+    if shutil.which("telegraf") is None:
+        say("Telegraf: not installed, skipped")
+        return
+    say(f"prime-spark-ingest  {rate:10,.0f} messages/s  {INGEST_KEEPS}")
+    for layout, promise in LAYOUTS.items():
+        bench.empty()
+        found = telegraf(bench, messages, layout)
+        say(f"Telegraf, {layout:<8}  {found:10,.0f} messages/s  {promise}")
+
+
+def telegraf(bench: Bench, messages: int, layout: str) -> float:
+    """Drain the topic with Telegraf's kafka_consumer and postgresql plugins; return messages/s."""
+    table = {"wide": "telegraf_metrics", "narrow": "device_metrics"}[layout]
+    rows = messages * {"wide": 1, "narrow": len(METRICS)}[layout]
+    config = bench.folder / f"telegraf-{layout}.conf"
+    config.touch(0o600)
+    config.write_text(telegraf_config(bench, layout, table, rows))
+    process = subprocess.Popen(["telegraf", "--quiet", "--config", str(config)])
+
+    def stored() -> int:
+        there = sql(bench.postgres, "bench", f"SELECT to_regclass('{table}') IS NOT NULL AS yes")
+        if not there[0]["yes"]:
+            return 0
+        return int(sql(bench.postgres, "bench", f"SELECT count(*) AS n FROM {table}")[0]["n"])
+
+    try:
+        first = eventually(stored, 60, "Telegraf's first rows")
+        began = time.monotonic()
+        eventually(lambda: stored() >= rows, 300, f"{rows} rows")
+        return (rows - first) / rows * messages / (time.monotonic() - began)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def telegraf_config(bench: Bench, layout: str, table: str, rows: int) -> str:
+    """Telegraf's configuration: JSON from Kafka into `rows` rows of `table`."""
+    kafka = bench.kafka
+    unpivot = """
+[[processors.unpivot]]
+  tag_key = "metric_name"
+"""
+    return f"""
 [agent]
   flush_interval = "1s"
   metric_batch_size = 10000
-  metric_buffer_limit = 100000
+  # All of them: what `unpivot` makes of a message no longer holds the consumer back, and a buffer
+  # that is full throws the oldest away.
+  metric_buffer_limit = {rows + 10_000}
   omit_hostname = true
 [[inputs.kafka_consumer]]
+  # The default is older than what Kafka 4 speaks.
+  kafka_version = "2.8.0"
   brokers = ["{kafka.bootstrap_servers}"]
   topics = ["{TOPICS[0]}"]
-  consumer_group = "telegraf"
+  consumer_group = "telegraf-{layout}"
   offset = "oldest"
   max_undelivered_messages = 10000
   sasl_mechanism = "SCRAM-SHA-512"
@@ -333,28 +382,18 @@ def telegraf(bench: Bench, rows: int) -> float:
   sasl_password = "{kafka.admin_password}"
   data_format = "json_v2"
   [[inputs.kafka_consumer.json_v2]]
-    measurement_name = "telegraf_metrics"
+    measurement_name = "{table}"
     timestamp_path = "time"
     timestamp_format = "2006-01-02T15:04:05Z07:00"
     [[inputs.kafka_consumer.json_v2.tag]]
       path = "device_id"
     [[inputs.kafka_consumer.json_v2.object]]
       path = "metrics"
+{unpivot if layout == "narrow" else ""}
 [[outputs.postgresql]]
-  connection = "{database.dsn.rsplit("/", 1)[0]}/bench"
-""")
-    config.chmod(0o600)
-    process = subprocess.Popen(["telegraf", "--quiet", "--config", str(config)])
-    query = "SELECT to_regclass('telegraf_metrics') IS NOT NULL AS there"
-    try:
-        eventually(lambda: sql(database, "bench", query)[0]["there"], 60, "Telegraf's table")
-        began = time.monotonic()
-        wide = "SELECT count(*) AS n FROM telegraf_metrics"
-        eventually(lambda: sql(database, "bench", wide)[0]["n"] >= rows // len(METRICS), 900)
-        return rows / (time.monotonic() - began)
-    finally:
-        process.terminate()
-        process.wait()
+  connection = "{bench.postgres.dsn.rsplit("/", 1)[0]}/bench"
+  timestamp_column_type = "timestamp with time zone"
+"""
 
 
 def backlog(bench: Bench, messages: int) -> None:

@@ -33,19 +33,29 @@ class IngestCommand(Command):
 
     def dlq(self, command: str, *arguments: str, expect: int = 0) -> str:
         """Run `prime-spark-ingest dlq`; return what it printed, errors included."""
+        with self.dlq_process(command, *arguments) as process:
+            output, error = process.communicate(timeout=90)
+        said = (output + error).decode()
+        assert process.returncode == expect, f"exit {process.returncode}\n{said}"
+        return said
+
+    def dlq_bytes(self, command: str, *arguments: str) -> bytes:
+        """Run it; return what it wrote to stdout."""
+        with self.dlq_process(command, *arguments) as process:
+            output, error = process.communicate(timeout=90)
+        assert process.returncode == 0, error
+        return output
+
+    def dlq_process(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start it."""
         script, option, config = self.arguments()
-        done = subprocess.run(
+        return subprocess.Popen(
             [script, "dlq", command, option, config, *arguments],
             env=self.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=90,
-            check=False,
+            stderr=subprocess.PIPE,
         )
-        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}"
-        return done.stdout
 
 
 @dataclass
@@ -97,12 +107,22 @@ def create_pipeline(kafka: KafkaServer, postgres: PostgresServer, tmp_path: Path
             "operations": ["READ", "WRITE", "DESCRIBE"],
         },
     ]
+    # As a collector, and transactions, which no collector makes.
+    sender = [
+        {"resource_type": "TOPIC", "name": names[0], "operations": ["WRITE", "DESCRIBE"]},
+        {
+            "resource_type": "TRANSACTIONAL_ID",
+            "name": f"{prefix}-transactions",
+            "operations": ["WRITE", "DESCRIBE"],
+        },
+    ]
     kafka_admin(
         kafka,
         tmp_path,
         topics=topics,
-        users={"ingest": "kafka secret"},
-        acls=[{"principal": "User:ingest", **acl} for acl in acls],
+        users={"ingest": "kafka secret", "telemetry": "telemetry secret"},
+        acls=[{"principal": "User:ingest", **acl} for acl in acls]
+        + [{"principal": "User:telemetry", **acl} for acl in sender],
     ).answer("apply")
     config = {
         "kafka": kafka_config(kafka, "ingest"),
@@ -112,6 +132,7 @@ def create_pipeline(kafka: KafkaServer, postgres: PostgresServer, tmp_path: Path
         "dead_letter_topic": f"{prefix}.dlq",
         "database": database_config(postgres, prefix, "prime_spark_ingest"),
         "session_timeout_ms": 6000,
+        "max_age_days": 3650,  # START, and what is sent from it on, is of no age that matters here
         "batch": {"max_records": 200, "max_wait_ms": 100},
         "http": {"host": "127.0.0.1", "port": free_port()},
     }

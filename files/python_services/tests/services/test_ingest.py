@@ -187,7 +187,7 @@ def test_stops_in_time_while_its_servers_are_away(path: Pipeline) -> None:
             eventually(lambda: not ingest.health()["components"]["kafka"]["ok"], 40)
             started = time.monotonic()
             assert ingest.terminate() == 0
-            assert time.monotonic() - started < 15
+            assert time.monotonic() - started < 30
         finally:
             os.kill(path.kafka.pid, signal.SIGCONT)
             path.postgres.start()
@@ -209,7 +209,7 @@ def test_poison_goes_to_the_dead_letter_topic(path: Pipeline) -> None:
         ((body % ("h\\u0000", '"cpu_percent":1', "")).encode(), "regex"),
         ((body % ("h", '"cpu_percent":1', ',"metadata":{"a":"\\u0000"}')).encode(), "NUL"),
         ((body % ("h", '"cpu_percent":1', ',"metadata":{"\\u0000":1}')).encode(), "NUL"),
-        ((body % ("h", '"cpu_percent":1', ',"metadata":{"a":"\\ud800"}')).encode(), "truncated"),
+        ((body % ("h", '"cpu_percent":1', ',"metadata":{"a":"\\ud800"}')).encode(), "surrogate"),
         ((body % ("h", '"cpu_percent":1', "")).replace("2026-03-01T00:00:00Z", future).encode(),
          "more than an hour in the future"),
         ((body % ("h", '"cpu_percent":1', "")).replace("2026", "9999").encode(), "future"),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -38,6 +39,9 @@ ROWS = 200_000 if FULL else 20_000
 MESSAGES = ROWS // len(METRICS)
 DRAIN_SECONDS = 300 if FULL else 60
 FAR = START.replace(year=2999)
+ANCIENT = START.replace(year=1990)
+# Not cut off: a surrogate has no other half, and little comes after it.
+RAW = b'{"time": "2026-03-01T00:00:00Z", "endpoint": "\\ud800"}'
 Row = tuple[datetime, str, str, float, str | None]
 
 pytestmark = pytest.mark.timeout(900 if FULL else 180)
@@ -302,24 +306,47 @@ def test_dead_letters_from_the_command_line(path: Pipeline) -> None:
     with running(path.command) as ingest:
         with producer(path.kafka) as client:
             place = client.send(path.telemetry, b"not \x1b[31m json", key=b"k").get(timeout=30)
-            client.send(f"{path.prefix}.api", b"{}").get(timeout=30)
-        eventually(lambda: ingest.metric("prime_spark_ingest_dead_letters_total") == 2)
+            client.send(f"{path.prefix}.api", RAW).get(timeout=30)
+            ancient = encode(Telemetry(time=ANCIENT, device_id="h", metrics={"a": 1}))
+            client.send(path.telemetry, ancient).get(timeout=30)
+        eventually(lambda: ingest.metric("prime_spark_ingest_dead_letters_total") == 3)
         assert ingest.terminate() == 0
     command = path.command.dlq
     listed = [json.loads(line) for line in command("list", "--json").splitlines()]
     assert {letter["topic"] for letter in listed} == {path.telemetry, f"{path.prefix}.api"}
-    (only,) = command("list", "--topic", path.telemetry, "--json").splitlines()
+    assert "a surrogate without its other half" in command("list", "--topic", f"{path.prefix}.api")
+    (only,) = command("list", "--reason", "character", "--json").splitlines()
     letter = json.loads(only)
     assert (letter["partition"], letter["offset"]) == (place.partition, place.offset)
     assert command("list", "--reason", "no such reason") == "0 dead letters\n"
-    assert "1 dead letters" in command("list", "--reason", "MALFORMED", "--offset", "0-5")
+    assert "1 dead letters" in command("list", "--reason", "INVALID CHAR", "--offset", "0-5")
     assert "\x1b" not in command("show", letter["id"]), "hostile bytes do not reach the terminal"
     shown = json.loads(command("show", letter["id"], "--json"))
     assert shown["value"] == "not \\x1b[31m json"
     assert shown["key"] == "k"
+    assert base64.b64decode(shown["value_base64"]) == b"not \x1b[31m json"
+    (other,) = (letter["id"] for letter in listed if letter["topic"] != path.telemetry)
+    assert path.command.dlq_bytes("show", other, "--raw") == RAW
+    assert "more than 3650 days ago" in command("replay", expect=1), "the bound of ingest holds"
     assert "no dead letter 0:999" in command("show", "0:999", expect=1)
     assert "not PARTITION:OFFSET" in command("show", "17", expect=2)
     assert "neither N nor N-M" in command("list", "--offset", "x", expect=2)
+    assert "neither N nor N-M" in command(
+        "list", "--offset", "\N{ARABIC-INDIC DIGIT ONE}", expect=2
+    )
+
+
+def test_a_reader_that_stops_reading_is_no_error(path: Pipeline) -> None:
+    """As with `dlq list | head`."""
+    with producer(path.kafka) as client:
+        client.send(f"{path.prefix}.dlq", b"x", headers=[("topic", path.telemetry.encode())])
+    for command in ("list", "replay --dry-run", "show 0:0 --raw"):
+        name, *options = command.split()
+        with path.command.dlq_process(name, *options) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert (process.wait(timeout=90), process.stderr.read()) == (0, b"")
 
 
 def test_dead_letter_commands_say_what_is_wrong(path: Pipeline) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab.servers import PostgresServer
+from lab.servers import PostgresServer, postgres_server
 from support import Command, create_database, create_role, database_config, eventually, sql
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -23,6 +23,11 @@ LOCK_KEY = 0x5052494D46
 def replace_user(server: PostgresServer, username: str, password: str) -> Any:
     """The server as `sql` wants it, for another user than the superuser."""
     return SimpleNamespace(host=server.host, port=server.port, username=username, password=password)
+
+
+def quarters(number: int, seed: int) -> list[float]:
+    source = random.Random(seed)
+    return [source.randrange(400) / 4 for _ in range(number)]
 
 
 class Database:
@@ -45,9 +50,8 @@ class Database:
 
     def store(self, start: datetime, hours: int, device: str = "host-1", seed: int = 1) -> int:
         """Store a sample a minute; values are quarters, so that any order sums up the same."""
-        source = random.Random(seed)
         times = [start + timedelta(minutes=n, seconds=seed) for n in range(hours * 60)]
-        values = [source.randrange(400) / 4 for _ in times]
+        values = quarters(len(times), seed)
         self.sql(
             "INSERT INTO device_metrics (time, device_id, metric_name, value)"
             " SELECT t, $1, 'cpu_percent', v"
@@ -131,7 +135,8 @@ def test_one_run_is_bounded_and_the_next_continues(database: Database) -> None:
 
 
 def test_retention_drops_old_chunks_and_keeps_their_rollups(database: Database) -> None:
-    old = NOW - timedelta(days=40)
+    # From a midnight on, so that all of it lies in one chunk, which is a day.
+    old = NOW.replace(hour=0) - timedelta(days=40)
     kept = database.store(NOW - timedelta(hours=3), 3)
     database.store(old, 2)
     # Nothing is dropped before it is rolled up.
@@ -143,19 +148,76 @@ def test_retention_drops_old_chunks_and_keeps_their_rollups(database: Database) 
     before = database.sql(f"SELECT * FROM device_metrics_5m {day} ORDER BY bucket")
     assert sum(row["samples"] for row in before) == 120
 
-    # A row later than that must not shrink what was rolled up.
+    # Rows later than that are added to what was rolled up, once Kafka can bring none of them again.
     database.store(old, 1, seed=3)
-    late = database.maintain()
-    assert late["too_late"] > 0
-    assert late["dropped"] == 1
+    database.store(old, 1, "host-2", seed=4)
+    waits = database.maintain()
+    assert (waits["late"], waits["waiting"], waits["dropped"]) == (0, 1, 0)
     assert database.sql(f"SELECT * FROM device_metrics_5m {day} ORDER BY bucket") == before
-    assert not database.maintain()["changed"]
+    # They hold up nothing else.
+    database.store(NOW - timedelta(days=35), 1)
+    assert database.maintain()["dropped"] == 1
+    late = database.maintain(late_days=0)
+    assert (late["late"], late["waiting"], late["dropped"]) == (1, 0, 1)
+    merged = database.sql(
+        "SELECT device_id, sum(samples)::int AS n, min(minimum) AS low, max(maximum) AS high,"
+        " sum(samples * average) AS total FROM device_metrics_1h"
+        f" {day} AND bucket < now() - INTERVAL '38 days' GROUP BY 1 ORDER BY 1"
+    )
+    assert [(row["device_id"], row["n"]) for row in merged] == [("host-1", 180), ("host-2", 60)]
+    values = [v for n, seed in ((120, 1), (60, 3)) for v in quarters(n, seed)]
+    assert merged[0]["total"] == pytest.approx(sum(values))
+    assert (merged[0]["low"], merged[0]["high"]) == (min(values), max(values))
+    before = database.sql(f"SELECT * FROM device_metrics_5m {day} ORDER BY bucket")
+    assert not database.maintain(late_days=0)["changed"]
+    assert database.sql(f"SELECT * FROM device_metrics_5m {day} ORDER BY bucket") == before
 
     # Rollups have a retention of their own.
     gone = database.maintain(raw_days=1, rollup_5m_days=30, rollup_1h_days=365)
     assert gone["dropped"] >= 1
     assert database.sql(f"SELECT * FROM device_metrics_5m {day}") == []
-    assert database.sql(f"SELECT sum(samples) AS n FROM device_metrics_1h {day}")[0]["n"] == 120
+    assert database.sql(f"SELECT sum(samples) AS n FROM device_metrics_1h {day}")[0]["n"] == 300
+
+
+def test_retention_catches_up_with_more_chunks_than_the_server_can_lock(tmp_path: Path) -> None:
+    """As many days as fail at once with fewer locks; in use they are thousands."""
+    with postgres_server({"max_locks_per_transaction": "10", "max_connections": "20"}) as server:
+        database = Database(server, tmp_path, "many_days")
+        start = NOW.replace(hour=0) - timedelta(days=175)
+        for day in range(140):
+            moment = start + timedelta(days=day)
+            database.sql(
+                "INSERT INTO device_metrics VALUES ($1, 'host-1', 'cpu_percent', 1, NULL)", moment
+            )
+        done = database.maintain()
+        assert (done["hours"], done["pending"], done["dropped"]) == (140, 0, 140)
+        assert database.sql("SELECT count(*) AS n FROM device_metrics_1h")[0]["n"] == 140
+
+
+def test_the_zero_of_a_clock_does_not_stop_retention(database: Database) -> None:
+    for moment in ("0001-01-01 00:00+00", "1000-01-01 BC"):
+        database.sql(
+            "INSERT INTO device_metrics VALUES"
+            f" (TIMESTAMPTZ '{moment}', 'host-1', 'cpu_percent', 1, NULL)"
+        )
+    database.sql("INSERT INTO rollup_log VALUES ('-infinity')")
+    database.store(NOW - timedelta(days=40), 1)
+    done = database.maintain()
+    assert (done["pending"], done["dropped"] >= 3) == (0, True)
+    assert database.sql("SELECT count(*) AS n FROM device_metrics")[0]["n"] == 0
+
+
+def test_values_too_large_for_an_average_stop_no_rollup(database: Database) -> None:
+    """A sum of their squares is beyond what a float can hold."""
+    for second, value in enumerate((1.7e308, -1.7e308, 1.7e308, 5e-324, 3.0)):
+        database.sql(
+            "INSERT INTO device_metrics VALUES ($1, 'host-1', 'cpu_percent', $2, NULL)",
+            NOW - timedelta(hours=2, seconds=-second),
+            value,
+        )
+    assert database.maintain()["pending"] == 0
+    (hour,) = database.rollup("device_metrics_1h")
+    assert (hour["samples"], hour["average"], hour["maximum"]) == (5, 1.5, 1.7e308)
 
 
 def test_killed_run_is_continued(database: Database) -> None:

@@ -11,7 +11,7 @@ import pytest
 from lab.servers import PostgresServer
 from support import Command, create_database, create_role, database_config, sql
 
-MIGRATIONS = ["0001_initial", "0002_memory", "0003_rollups"]
+MIGRATIONS = ["0001_initial", "0002_memory", "0003_rollups", "0004_late", "0005_memory_owner"]
 
 
 @pytest.fixture

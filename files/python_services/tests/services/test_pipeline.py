@@ -107,16 +107,21 @@ def test_bad_values_are_dropped_and_counted(
     put("bad-3", "yesterday", cpu="1", memory="2")
     put("bad-4", "2026-05-04T12:00:00", cpu="1")  # whose noon?
     put("bad-5", (NOW + timedelta(hours=2)).isoformat(), cpu="1")
+    put("bad-6", "0001-01-01T00:00:00+00:00", cpu="1")  # a clock that was never set
+    put("bad-7", (NOW - timedelta(days=181)).isoformat(), cpu="1", memory="2")
     put("no such\nname", cpu="1")
+    # What Python takes for a number, and nobody else.
+    put("bad-8", cpu="1_0", memory="\N{ARABIC-INDIC DIGIT ONE}", disk=" 1")
     summary = sync(settings, NOW)
     assert summary.dropped == {
         "out of range": 2,
-        "not a number": 3,
+        "not a number": 6,
         "time": 3,
         "future": 1,
+        "past": 3,
         "device name": 1,
     }
-    assert (summary.values, summary.inserted) == (11, 1)
+    assert (summary.values, summary.inserted) == (17, 1)
     assert rows(postgres, pipeline_database) == [("bad-1", "disk_percent", NOW, 50.0)]
 
 

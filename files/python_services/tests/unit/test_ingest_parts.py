@@ -4,7 +4,7 @@ import asyncio
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from prime_spark.events import Event, Telemetry, encode
 from prime_spark.streaming.batch import Batch
 from prime_spark.streaming.consumer import Partition
+from prime_spark.telemetry.settings import BufferConfig
 from prime_spark.timeseries.connection import is_data_error
 from prime_spark.timeseries.migrate import Migration, MigrationError, _pending, packaged_migrations
 from prime_spark.timeseries.rows import Rows
 from prime_spark.timeseries.writer import Written
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
+MAX_AGE = timedelta(days=180)
 TYPES: dict[str, type[Event]] = {"t": Telemetry}
 
 
@@ -88,7 +90,7 @@ def test_bad_rows_cost_no_good_row(count: int, bad: set[int], transient: set[int
     writer = PickyWriter(bad, transient=transient)
     batch = Batch()
     records: list[Any] = [record(number) for number in range(count)]
-    batch.add(records, TYPES, NOW)
+    batch.add(records, TYPES, MAX_AGE, NOW)
     store(batch, writer)
     assert writer.stored == [number for number in range(count) if number not in bad]
     dead = [letter.record.offset for letter in batch.dead]
@@ -100,16 +102,118 @@ def test_bisection_is_logarithmic() -> None:
     writer = PickyWriter({777})
     batch = Batch()
     records: list[Any] = [record(number) for number in range(1024)]
-    batch.add(records, TYPES, NOW)
+    batch.add(records, TYPES, MAX_AGE, NOW)
     store(batch, writer)
     assert len(writer.stored) == 1023
     assert writer.calls <= 2 * 10 + 1
 
 
+@dataclass
+class StumblingWriter:
+    """Fails, for no reason that its error names, at transactions with a guilty number."""
+
+    guilty: set[int]
+    error: Exception
+    stored: list[int] = field(default_factory=list)
+
+    async def write(self, events: Sequence[Rows]) -> Written:
+        numbers = [int(value_of(rows)) for rows in events]
+        if self.guilty & set(numbers):
+            raise self.error
+        self.stored += numbers
+        return Written()
+
+
+def attempts(batch: Batch, writer: Any, limit: int) -> int:
+    """Store in `limit` attempts what can be, blaming the batch each time; return how many."""
+
+    async def go() -> int:
+        for attempt in range(limit):
+            try:
+                while batch.parts:
+                    await batch.store(writer)
+            except asyncpg.PostgresError as error:
+                batch.blame(error)
+            else:
+                return attempt
+        return limit
+
+    return asyncio.run(go())
+
+
+def test_what_makes_the_server_fail_again_and_again_is_found() -> None:
+    writer = StumblingWriter({5, 77}, asyncpg.OutOfMemoryError("out of shared memory"))
+    batch = Batch()
+    records: list[Any] = [record(number) for number in range(100)]
+    batch.add(records, TYPES, MAX_AGE, NOW)
+    assert attempts(batch, writer, 50) < 50
+    assert [letter.record.offset for letter in batch.dead] == [5, 77]
+    assert sorted(writer.stored) == [number for number in range(100) if number not in {5, 77}]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.DiskFullError("x"),
+        asyncpg.TooManyConnectionsError("x"),
+        asyncpg.AdminShutdownError("x"),
+        asyncpg.CannotConnectNowError("x"),
+        asyncpg.ReadOnlySQLTransactionError("x"),
+        asyncpg.InsufficientPrivilegeError("x"),
+        asyncpg.UndefinedTableError("x"),
+        asyncpg.PostgresIOError("x"),
+    ],
+)
+def test_no_message_is_blamed_for_the_servers_condition(error: Exception) -> None:
+    batch = Batch()
+    batch.add([record(1)], TYPES, MAX_AGE, NOW)  # type: ignore[list-item]
+    assert attempts(batch, StumblingWriter({1}, error), 20) == 20
+    assert not batch.dead
+    assert batch.parts
+
+
+def test_once_is_no_proof() -> None:
+    batch = Batch()
+    batch.add([record(1)], TYPES, MAX_AGE, NOW)  # type: ignore[list-item]
+    writer = StumblingWriter({1}, asyncpg.DeadlockDetectedError("x"))
+    assert attempts(batch, writer, 2) == 2
+    writer.guilty.clear()
+    assert attempts(batch, writer, 1) == 0
+    assert not batch.dead
+
+
+def test_a_transaction_is_of_few_days() -> None:
+    days = list(range(200)) * 3
+    moments = [NOW - timedelta(days=day % 170) for day in days]
+    sizes: list[int] = []
+
+    class Recorder:
+        async def write(self, events: Sequence[Rows]) -> Written:
+            sizes.append(len({rows.day for rows in events}))
+            return Written()
+
+    records: list[Any] = [
+        Record(number, encode(Telemetry(time=moment, device_id="h", metrics={"n": 1.0})))
+        for number, moment in enumerate(moments)
+    ]
+    batch = Batch()
+    batch.add(records, TYPES, MAX_AGE, NOW)
+    store(batch, Recorder())
+    assert sum(sizes) == 170
+    assert max(sizes) == 32
+
+
+def test_the_oldest_sample_of_a_full_buffer_is_young_enough() -> None:
+    names = ("cpu_percent", "disk_percent", "load_avg", "memory_percent")
+    smallest = encode(Telemetry(time=NOW, device_id="a", metrics=dict.fromkeys(names, 0.0)))
+    held = BufferConfig("buffer").max_bytes / len(smallest) * timedelta(seconds=30)
+    assert timedelta(days=150) < held < timedelta(days=180)
+
+
 def test_offsets_cover_dead_letters_too() -> None:
     batch = Batch()
     records: list[Any] = [Record(7, b"bad"), record(5), Record(3, None, partition=1)]
-    batch.add(records, TYPES, NOW)
+    batch.add(records, TYPES, MAX_AGE, NOW)
     assert batch.offsets == {Partition("t", 0): 8, Partition("t", 1): 4}
     assert [letter.record.offset for letter in batch.dead] == [7, 3]
 

@@ -13,11 +13,13 @@ from typing import Any, TypeAlias
 import redis
 
 from prime_spark.config import Config, DatabaseConfig, RedisConfig, read_credential
-from prime_spark.events import MAX_FUTURE
+from prime_spark.events import MAX_AGE, MAX_FUTURE
 from prime_spark.timeseries.connection import connect
 
 _KEYS = "metrics:*"
 _FIELDS = {"cpu": "cpu_percent", "memory": "memory_percent", "disk": "disk_percent"}
+# A number of JSON; Python's float takes digits of any script, underscores and blanks as well.
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _TIMEOUT_SECONDS = 10.0
 _COMMAND_SECONDS = 60.0
@@ -83,7 +85,8 @@ def validate(samples: Mapping[str, Mapping[str, str]], now: datetime) -> Validat
     """Return the rows that `samples` become; a bad value costs only itself.
 
     Percentages are within 0..100. The time is the sample's own, so that a repeated run makes
-    the same rows; a sample without a usable one, or more than an hour ahead of `now`, is dropped.
+    the same rows; a sample without a usable one, more than an hour ahead of `now`, or of a clock
+    that was never set, is dropped.
     """
     result = Validated()
     for device, fields in sorted(samples.items()):
@@ -95,6 +98,8 @@ def validate(samples: Mapping[str, Mapping[str, str]], now: datetime) -> Validat
             result.drop("time", len(present))
         elif moment - now > MAX_FUTURE:
             result.drop("future", len(present))
+        elif now - moment > MAX_AGE:
+            result.drop("past", len(present))
         else:
             for name in present:
                 value = _number(fields[name])
@@ -147,8 +152,7 @@ def _time(text: str) -> datetime | None:
 
 
 def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
+    if _NUMBER.fullmatch(text) is None:
         return None
+    value = float(text)  # 1e999 is infinite
     return value if math.isfinite(value) else None

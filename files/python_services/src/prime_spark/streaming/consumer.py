@@ -13,8 +13,10 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from prime_spark.config import KafkaConfig
 from prime_spark.runtime.service import close_within, within
+from prime_spark.streaming import records
 from prime_spark.streaming.clients import connection_options, describe
 
+records.install()
 _log = structlog.get_logger(__name__)
 
 # Joining may have to wait until the session of a member that died has expired.
@@ -67,6 +69,8 @@ class Consumer:
             group_id=self._group_id,
             group_instance_id=self._group_instance_id,
             enable_auto_commit=False,
+            # What its sender has taken back was never sent.
+            isolation_level="read_committed",
             auto_offset_reset="earliest",
             session_timeout_ms=self._session_timeout_ms,
             heartbeat_interval_ms=self._session_timeout_ms // 5,

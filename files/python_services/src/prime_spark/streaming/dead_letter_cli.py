@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import os
 import sys
@@ -22,9 +23,9 @@ import msgspec
 from aiokafka.errors import UnknownTopicOrPartitionError
 
 from prime_spark.config import ConfigError, check_credentials, fail, load_config
-from prime_spark.events import check_not_future, decode
+from prime_spark.events import check_not_ancient, check_not_future, decode
 from prime_spark.streaming.clients import describe
-from prime_spark.streaming.dead_letter_reader import Letter, read_letters
+from prime_spark.streaming.dead_letter_reader import NUMBER, Letter, read_letters
 from prime_spark.streaming.producer import KAFKA_ERRORS
 from prime_spark.streaming.settings import IngestConfig
 from prime_spark.timeseries.connection import (
@@ -42,6 +43,7 @@ _EPILOG = """\
 examples:
   prime-spark-ingest dlq list --reason future
   prime-spark-ingest dlq show 0:17
+  prime-spark-ingest dlq show 0:17 --raw > message
   prime-spark-ingest dlq replay --topic edge.telemetry --dry-run
 
 exit status: 0 done, 1 some letters still cannot be stored (replay) or there is no such letter
@@ -55,7 +57,11 @@ def main(argv: Sequence[str]) -> int:
     config = _load(arguments.config)
     commands = {"list": _list, "show": _show, "replay": _replay}
     try:
-        return asyncio.run(commands[arguments.command](config, arguments))
+        status = asyncio.run(commands[arguments.command](config, arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`; an OSError, as those of Kafka are
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UnknownTopicOrPartitionError:
         return _failed(
             f"no topic {config.dead_letter_topic!r}, or {config.kafka.username!r} may not read it"
@@ -68,9 +74,7 @@ def main(argv: Sequence[str]) -> int:
         return _failed(f"database {where}: {error}; what was stored stays, replay again")
     except KeyboardInterrupt:
         return _failed("interrupted; what was stored stays, replay again")
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="one line per dead letter, then how many there are")
     show = commands.add_parser("show", help="one dead letter with its message")
     show.add_argument("id", type=_letter_id, help="PARTITION:OFFSET, the first column of `list`")
+    show.add_argument(
+        "--raw", action="store_true", help="write the message's bytes, and nothing else"
+    )
     replay = commands.add_parser(
         "replay",
         help="store the messages that can be stored by now; one that was stored adds nothing",
@@ -111,14 +118,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _letter_id(text: str) -> str:
     number, _, offset = text.partition(":")
-    if not (number.isdecimal() and offset.isdecimal()):
+    if not (NUMBER.fullmatch(number) and NUMBER.fullmatch(offset)):
         raise argparse.ArgumentTypeError(f"{text!r} is not PARTITION:OFFSET, 0:17 say")
     return f"{int(number)}:{int(offset)}"
 
 
 def _offset_range(text: str) -> range:
     first, dash, last = text.partition("-")
-    if not first.isdecimal() or (dash and not last.isdecimal()):
+    if not NUMBER.fullmatch(first) or (dash and not NUMBER.fullmatch(last)):
         raise argparse.ArgumentTypeError(f"{text!r} is neither N nor N-M")
     found = range(int(first), int(last if dash else first) + 1)
     if not found:
@@ -171,8 +178,10 @@ async def _show(config: IngestConfig, arguments: argparse.Namespace) -> int:
             if letter.id != arguments.id:
                 continue
             content = letter.summary() | {"key": _text(letter.key), "value": _text(letter.value)}
-            if arguments.json:
-                _print_json(content)
+            if arguments.raw:
+                sys.stdout.buffer.write(letter.value or b"")
+            elif arguments.json:
+                _print_json(content | {"value_base64": _base64(letter.value)})
             else:
                 for name, value in content.items():
                     sys.stdout.write(f"{name:<15}{'-' if value is None else value}\n")
@@ -274,7 +283,9 @@ def _rows_of(config: IngestConfig, letter: Letter) -> Rows:
     if letter.truncated_from is not None:
         raise ValueError(f"truncated: {letter.truncated_from} bytes did not fit")
     event = decode(letter.value, event_type)
-    check_not_future(event, datetime.now(UTC))
+    now = datetime.now(UTC)
+    check_not_future(event, now)
+    check_not_ancient(event, now, config.max_age)
     return encode_rows(event)
 
 
@@ -321,6 +332,10 @@ def _print_json(content: dict[str, Any]) -> None:
 def _text(data: bytes | None) -> str | None:
     """Return hostile bytes so that a terminal can show them."""
     return None if data is None else _printable(data.decode(errors="backslashreplace"))
+
+
+def _base64(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()
 
 
 def _printable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ _START_SECONDS = 15.0
 _FETCH_SECONDS = 15.0
 _STOP_SECONDS = 3.0
 _AT_ONCE = 500
+# A partition or an offset; Python's int takes digits of any script.
+NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ async def read_letters(config: KafkaConfig, topic: str) -> AsyncGenerator[list[L
     consumer: Any = AIOKafkaConsumer(
         **connection_options(config, "prime-spark-dlq"),
         enable_auto_commit=False,
+        isolation_level="read_committed",
         auto_offset_reset="earliest",
     )
     try:
@@ -122,4 +126,4 @@ def letter_of(record: ConsumerRecord) -> Letter:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text is not None and text.isdecimal() else -1
+    return int(text) if text is not None and NUMBER.fullmatch(text) else -1

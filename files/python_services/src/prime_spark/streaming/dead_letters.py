@@ -69,8 +69,10 @@ class DeadLetterQueue:
             offset=record.offset,
             reason=letter.reason[:_MAX_REASON_CHARS],
         )
+        # The client sends nothing that has neither; what came in that way is an empty value here.
+        value = b"" if record.value is None and record.key is None else record.value
         try:
-            await self._producer.send(self._topic, record.value, record.key, letter.headers())
+            await self._producer.send(self._topic, value, record.key, letter.headers())
         except MessageSizeTooLargeError:
             # Refused whatever we do: keep what fits rather than stand still for ever.
             size = len(record.value or b"")

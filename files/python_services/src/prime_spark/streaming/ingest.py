@@ -172,7 +172,7 @@ class Ingest:
         """Decode `records` into `batch` and count them."""
         for topic, number in Counter(record.topic for record in records).items():
             self._metrics.messages.labels(topic).inc(number)
-        batch.add(records, self._event_types)
+        batch.add(records, self._event_types, self._config.max_age)
 
     async def _attempt(self, batch: Batch) -> None:
         """Try once to store all of `batch`."""
@@ -191,6 +191,8 @@ class Ingest:
                 await task
             except DATABASE_ERRORS as error:
                 await self._database_failed(error)
+                if await self._works() and batch.blame(error):
+                    self._backoff.reset()
             except _DeadLetterError as error:
                 await self._dead_letters_failed(error)
             else:
@@ -277,6 +279,15 @@ class Ingest:
             self._database_seen = time.monotonic() - _PROBE_SECONDS / 2
         else:
             self._database_ok()
+
+    async def _works(self) -> bool:
+        """Whether the database stores rows: then what it refused may be to blame itself."""
+        try:
+            await self._writer.probe()
+        except DATABASE_ERRORS:
+            await self._writer.discard()
+            return False
+        return True
 
     def _database_ok(self) -> None:
         self._database_seen = time.monotonic()

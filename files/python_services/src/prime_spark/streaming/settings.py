@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 import msgspec
@@ -15,7 +16,7 @@ from prime_spark.config import (
     NonEmpty,
     TopicName,
 )
-from prime_spark.events import ApiEvent, Event, Inference, Telemetry
+from prime_spark.events import MAX_AGE, ApiEvent, Event, Inference, Telemetry
 
 
 class TopicsConfig(Config, frozen=True):
@@ -51,6 +52,8 @@ class IngestConfig(Config, frozen=True):
     `group_instance_id` (unique per process, stable over restarts) lets a restarted ingest take
     its partitions back at once instead of waiting for its old membership to expire. Another
     member takes over the partitions of one that died after `session_timeout_ms`.
+
+    Events older than `max_age_days` are dead-lettered.
     """
 
     kafka: KafkaConfig
@@ -61,9 +64,15 @@ class IngestConfig(Config, frozen=True):
     topics: TopicsConfig = TopicsConfig()
     dead_letter_topic: TopicName = "prime-spark.dlq"
     batch: BatchConfig = BatchConfig()
+    max_age_days: Annotated[int, msgspec.Meta(ge=1, le=36500)] = MAX_AGE.days
     session_timeout_ms: Annotated[int, msgspec.Meta(ge=6_000, le=300_000)] = 15_000
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
         if self.dead_letter_topic in self.topics.event_types():
             raise ValueError("dead_letter_topic must not be one of the topics that are read")
+
+    @property
+    def max_age(self) -> timedelta:
+        """How long ago an event may have happened."""
+        return timedelta(days=self.max_age_days)

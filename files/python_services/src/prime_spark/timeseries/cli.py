@@ -57,6 +57,8 @@ async def _run(config: DbConfig, command: str, *, check: bool) -> Result | Maint
     connection = await _connect_patiently(config, extension=not looks)
     try:
         if command == "maintain":
+            # A plan for any hour would lock every chunk.
+            await connection.execute("SET plan_cache_mode = force_custom_plan")
             return await maintain(connection, config.maintenance)
         migrations = packaged_migrations()
         if command == "status":

@@ -12,9 +12,12 @@ _LOCK_KEY = 0x5052494D45  # "PRIME"
 
 # What a service's role may do, granted again at every run: roles may be created later.
 _EVENT_TABLES = ("device_metrics", "ai_inference_results", "api_events")
-_READABLE = (*_EVENT_TABLES, "device_metrics_5m", "device_metrics_1h")
+_READABLE = (*_EVENT_TABLES, "device_metrics_5m", "device_metrics_1h", "rollup_floor")
 GRANTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "prime_spark_api": {"memory": ("SELECT", "INSERT", "UPDATE", "DELETE")},
+    "prime_spark_api": {
+        "memory": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+        "memory_usage": ("SELECT",),
+    },
     "prime_spark_ingest": dict.fromkeys(_EVENT_TABLES, ("SELECT", "INSERT")),
     "prime_spark_pipeline": {"device_metrics": ("SELECT", "INSERT")},
     # Not the memory: its values are their users' own.

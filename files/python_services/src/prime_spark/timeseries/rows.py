@@ -65,11 +65,15 @@ TABLES = (DEVICE_METRICS, AI_INFERENCE_RESULTS, API_EVENTS)
 
 
 class Rows(NamedTuple):
-    """The rows of one event, `number` of them, ready for COPY."""
+    """The rows of one event, `number` of them, ready for COPY.
+
+    All are of one `day` (counted from an epoch): no chunk of a table is shorter than that.
+    """
 
     table: Table
     number: int
     data: bytes
+    day: int
 
 
 def encode_rows(event: Event) -> Rows:
@@ -85,7 +89,7 @@ def _telemetry(event: Event) -> Rows:
     parts: list[bytes] = []
     for name, value in event.metrics.items():
         parts += (start, _metric_name(name), pack(value), end)
-    return Rows(DEVICE_METRICS, len(event.metrics), b"".join(parts))
+    return Rows(DEVICE_METRICS, len(event.metrics), b"".join(parts), _day(event))
 
 
 def _inference(event: Event) -> Rows:
@@ -102,7 +106,7 @@ def _inference(event: Event) -> Rows:
         _text(event.source),
         _metadata(event),
     )
-    return Rows(AI_INFERENCE_RESULTS, 1, b"".join(fields))
+    return Rows(AI_INFERENCE_RESULTS, 1, b"".join(fields), _day(event))
 
 
 def _api_event(event: Event) -> Rows:
@@ -117,7 +121,7 @@ def _api_event(event: Event) -> Rows:
         _NULL if event.user_name is None else _text(event.user_name),
         _metadata(event),
     )
-    return Rows(API_EVENTS, 1, b"".join(fields))
+    return Rows(API_EVENTS, 1, b"".join(fields), _day(event))
 
 
 _ENCODERS: dict[type[Event], Callable[[Event], Rows]] = {
@@ -132,6 +136,10 @@ def _start(table: Table, time: datetime) -> bytes:
     since = time - _EPOCH
     microseconds = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     return _START.pack(len(table.columns), 8, microseconds)
+
+
+def _day(event: Event) -> int:
+    return event.time.toordinal()
 
 
 def _sized(data: bytes) -> bytes:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from prime_spark.config import DatabaseConfig
+from prime_spark.events import Telemetry
 from prime_spark.timeseries.connection import connect
-from prime_spark.timeseries.rows import COPY_HEADER, COPY_TRAILER, TABLES, Rows, Table
+from prime_spark.timeseries.rows import (
+    COPY_HEADER,
+    COPY_TRAILER,
+    DEVICE_METRICS,
+    TABLES,
+    Rows,
+    Table,
+    encode_rows,
+)
 
 _COMMAND_SECONDS = 60.0
 _CHECK_SECONDS = 10.0
@@ -58,6 +69,16 @@ class Writer:
         await self.connect()
         await self._connection.execute("SELECT 1", timeout=_CHECK_SECONDS)
 
+    async def probe(self) -> None:
+        """Raise what `write` would raise for any rows: store a sample and take it back."""
+        sample = Telemetry(time=datetime.now(UTC), device_id="probe", metrics={"probe": 0.0})
+        async with asyncio.timeout(_CHECK_SECONDS):
+            await self.connect()
+            transaction = self._connection.transaction()
+            await transaction.start()
+            await self._insert(DEVICE_METRICS, [encode_rows(sample).data])
+            await transaction.rollback()
+
     async def write(self, events: Sequence[Rows]) -> Written:
         """Store the rows of `events`, all of them or, with an exception, none."""
         await self.connect()
@@ -66,7 +87,10 @@ class Writer:
             by_table.setdefault(rows.table, []).append(rows)
         written = Written()
         async with self._connection.transaction():
-            for table, group in by_table.items():
+            # In one order for all processes: two with rows of the same tables cannot deadlock.
+            for table in TABLES:
+                if (group := by_table.get(table)) is None:
+                    continue
                 inserted = await self._insert(table, [rows.data for rows in group])
                 written.add(table.name, inserted, sum(rows.number for rows in group) - inserted)
         return written
