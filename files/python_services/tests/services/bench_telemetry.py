@@ -57,7 +57,7 @@ def peak(telemetry: Daemon) -> float:
 
 
 def cpu(telemetry: Daemon) -> float:
-    return telemetry.metric("process_cpu_seconds_total")
+    return telemetry.cpu_seconds()
 
 
 def sampling(kafka: KafkaServer, folder: Path, seconds: float) -> str:

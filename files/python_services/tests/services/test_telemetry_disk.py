@@ -1,4 +1,4 @@
-"""The collector on a disk that is full, and killed there: a tmpfs in a mount namespace."""
+"""The collector on a disk that is full, read-only or wiped: a tmpfs in a mount namespace."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support import (
 )
 
 _numbers = itertools.count(1)
-DISK_BYTES = 256 * 1024
+DISK_BYTES = 1024 * 1024
 
 
 @dataclass
@@ -51,6 +51,10 @@ class Disk:
 
     def clear(self) -> None:
         (self.outside / "filler").unlink()
+
+    def remount(self, options: str) -> None:
+        enter = ["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", "--"]
+        subprocess.run([*enter, "mount", "-o", f"remount,{options}", self.path], check=True)
 
 
 @pytest.fixture
@@ -129,7 +133,7 @@ def test_full_disk_and_kill(kafka: KafkaServer, command: OnDisk, disk: Disk) -> 
             disk.clear()
             taken = value(telemetry, "samples_total")
             eventually(lambda: value(telemetry, "sent_total") >= safe + taken, 30)
-            assert value(telemetry, "corrupt_bytes") == 0
+            assert value(telemetry, "damaged_buffers") == 0
             assert value(telemetry, "dropped_samples") == 0
             assert telemetry.terminate() == 0
     finally:
@@ -139,6 +143,29 @@ def test_full_disk_and_kill(kafka: KafkaServer, command: OnDisk, disk: Disk) -> 
     times = [decode(record.value, Telemetry).time for record in records]
     assert times == sorted(set(times)), "each once, in order"
     assert len(times) >= safe + taken
+
+
+def test_shipping_goes_on_without_a_disk(kafka: KafkaServer, command: OnDisk, disk: Disk) -> None:
+    """Started on a read-only disk, emptied under the collector: what is taken arrives."""
+    disk.remount("ro")
+    with running(command) as telemetry:
+        eventually(lambda: value(telemetry, "sent_total") >= 10, 60, what="read-only")
+        health = telemetry.health()
+        assert (health["http"], health["status"]) == (200, "degraded")
+        assert "Read-only file system" in health["components"]["disk"]["detail"]
+        disk.remount("rw")
+        eventually(telemetry.healthy)
+
+        for path in (disk.outside / "buffer").iterdir():
+            path.unlink()
+        before = value(telemetry, "sent_total")
+        eventually(lambda: value(telemetry, "sent_total") >= before + 10, what="emptied")
+        assert value(telemetry, "damaged_buffers") == 1
+        eventually(telemetry.healthy)
+        assert (disk.outside / "buffer" / "samples.db").exists()
+        assert telemetry.terminate() == 0
+    assert "samples lost" in telemetry.log.read_text()
+    assert "the disk takes none" in telemetry.log.read_text()
 
 
 def test_long_backlog_is_replayed_in_little_memory(

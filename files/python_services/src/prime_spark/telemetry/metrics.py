@@ -38,10 +38,10 @@ class TelemetryMetrics:
         )
         for name, help_text, attribute in (
             ("buffer_records", "Samples waiting for Kafka", "records"),
-            ("buffer_bytes", "Size of the buffer's files", "bytes"),
+            ("buffer_bytes", "Size of the waiting samples on disk", "bytes"),
             ("buffer_memory_records", "Samples the disk does not take", "in_memory"),
-            ("dropped_samples", "Samples lost to a full buffer since the start", "dropped"),
-            ("corrupt_bytes", "Unreadable bytes found in the buffer", "corrupt_bytes"),
+            ("dropped_samples", "Samples lost since the start: no room, or unreadable", "dropped"),
+            ("damaged_buffers", "Buffers set aside since the start", "damaged"),
         ):
             gauge = Gauge(f"{prefix}_{name}", help_text, registry=registry)
             gauge.set_function(partial(_statistic, buffer, attribute))

@@ -16,9 +16,8 @@ from prime_spark.runtime.health import Health
 from prime_spark.runtime.http import StatusServer
 from prime_spark.runtime.logs import configure_logging
 from prime_spark.runtime.service import Service, run_service, within
-from prime_spark.streaming.clients import describe
 from prime_spark.streaming.producer import Producer
-from prime_spark.telemetry.buffer import BufferBusyError, DiskBuffer
+from prime_spark.telemetry.buffer import BufferBusyError, BufferStats, DiskBuffer
 from prime_spark.telemetry.clock import Clock
 from prime_spark.telemetry.collector import Collector, seconds_to_next_tick
 from prime_spark.telemetry.metrics import TelemetryMetrics
@@ -47,7 +46,10 @@ class TelemetryService:
         self._buffer = buffer
         self._health = Health("telemetry")
         self._health.expect("sampling", essential=True, detail="no sample yet")
-        self._health.expect("buffer", essential=True)
+        # Well until the first sample says otherwise, so that a loss at the start is one, too.
+        for name, essential in (("buffer", True), ("disk", False)):
+            self._health.expect(name, essential=essential)
+            self._health.set(name, True)
         self._health.expect("kafka", essential=False)
         self._metrics = TelemetryMetrics(registry, buffer)
         self._collector = Collector(config.device_id, config.disk_path, self._clock)
@@ -67,7 +69,7 @@ class TelemetryService:
         if config.redis is not None:
             self._health.expect("redis", essential=False)
             self._snapshot = Snapshot(config.redis, self._health, self._metrics)
-        self._dropped = 0
+        self._buffer_before = BufferStats()
         # A thread of its own: a probe that hangs must not use up the threads of the event loop.
         self._probe_thread = ThreadPoolExecutor(1, "probe")
         self._probing: asyncio.Future[Telemetry | None] | None = None
@@ -137,21 +139,22 @@ class TelemetryService:
             _log.warning("the clock was set", seconds=round(step, 3))
 
     def _check_buffer(self) -> None:
-        stats = self._buffer.stats()
-        lost, self._dropped = stats.dropped - self._dropped, stats.dropped
+        """Say what the buffer lost since the last sample, and whether the disk takes samples."""
+        stats, before = self._buffer.stats(), self._buffer_before
+        self._buffer_before = stats
+        lost = stats.dropped > before.dropped or stats.damaged > before.damaged
         detail = f"{stats.records} samples waiting"
         if lost:
-            detail += f", full: {stats.dropped} lost"
+            detail += f", {stats.dropped} lost and {stats.damaged} buffers damaged since the start"
         if self._health.set("buffer", not lost, detail) and lost:
-            _log.error("buffer full, losing the oldest samples", waiting=stats.records)
+            _log.error("samples lost", dropped=stats.dropped, damaged_buffers=stats.damaged)
+        if self._health.set("disk", not stats.in_memory, stats.error) and stats.in_memory:
+            _log.error("samples wait in memory, the disk takes none", error=stats.error)
 
     async def _flush(self, service: Service) -> None:
         """Flush waiting samples to the device from time to time."""
         while not await service.pause(self._config.buffer.fsync_seconds):
-            try:
-                await asyncio.to_thread(self._buffer.sync)
-            except OSError as error:
-                _log.warning("cannot flush the buffer", error=describe(error))
+            await asyncio.to_thread(self._buffer.sync)
 
 
 def run(config: TelemetryConfig) -> int:
@@ -159,7 +162,7 @@ def run(config: TelemetryConfig) -> int:
     configure_logging("telemetry", config.log_level)
     try:
         buffer = DiskBuffer(Path(config.buffer.path), config.buffer.max_bytes)
-    except (BufferBusyError, OSError) as error:
+    except BufferBusyError as error:
         fail(f"buffer: {error}")
     try:
         return run_service(lambda service: TelemetryService(config, buffer).run(service))

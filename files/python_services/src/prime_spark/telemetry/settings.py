@@ -21,7 +21,7 @@ from prime_spark.events import Telemetry
 
 
 class BufferConfig(Config, frozen=True):
-    """Where samples wait for Kafka: at most `max_bytes` on disk, oldest first out.
+    """Where samples wait for Kafka: at most `max_bytes` on disk (its log aside), oldest first out.
 
     Waiting samples are flushed to the device every `fsync_seconds`; a power cut loses at most
     those of that time, a crash of the process loses none.
