@@ -64,7 +64,9 @@ def nas_mount_settings(
     if protocol == "sshfs":
         # Without `reconnect`: sshfs ends with its connection, and the next use mounts again.
         options = ["allow_other", "default_permissions", "uid=0", f"gid={gid}", "umask=0007"]
-        options += ["dir_cache=no", f"IdentityFile={directory}/id_ed25519", "IdentitiesOnly=yes"]
+        # Past the page cache: it mixes parts of a file that was replaced with parts of the new one.
+        options += ["direct_io", "dir_cache=no"]
+        options += [f"IdentityFile={directory}/id_ed25519", "IdentitiesOnly=yes"]
         options += [f"UserKnownHostsFile={directory}/known_hosts", "GlobalKnownHostsFile=/dev/null"]
         options += ["StrictHostKeyChecking=yes", "BatchMode=yes", "PasswordAuthentication=no"]
         options += [f"ConnectTimeout={timeout}", f"ServerAliveInterval={timeout}"]

@@ -14,7 +14,7 @@ import ansible.module_utils
 import pytest
 from testinfra.host import Host
 
-from tests.fleet.fleet import ROOT, connect, members, name_of, on, probe, shell
+from tests.fleet.fleet import ROOT, connect, members, name_of, on, probe, service_python, shell
 from tests.fleet.nas import (
     CLIENTS,
     MOUNT_POINT,
@@ -105,6 +105,20 @@ def test_what_one_host_writes_another_reads(writer: str, reader: str, key: str) 
     assert storage(connect(reader), "retrieve", key) == {"result": text}
     (server,) = members("nas_server")
     assert shell(connect(server), 'cat "$1"', f"{SHARE}/{key}.json") == f'"{text}"'
+
+
+def test_readers_see_the_old_value_or_the_new(key: str) -> None:
+    assert storage(connect(CLIENTS[0]), "store", key, "a" * 100) == {"result": None}
+    python = service_python("telemetry")
+    begin = time.time() + 3
+
+    def use(name: str, writers: int) -> Counter[str]:
+        arguments = (MOUNT_POINT, key, str(begin), "4", str(writers), "2")
+        return Counter(probe(connect(name), "nas_replace", *arguments, python=python))
+
+    with ThreadPoolExecutor(2) as pool:
+        seen = sum(pool.map(use, CLIENTS, [6, 0]), Counter[str]())
+    assert set(seen) == {"read", "stored"}, seen
 
 
 def test_there_are_two_hosts_to_share_with() -> None:

@@ -72,6 +72,7 @@ def test_every_protocol_gives_up_on_a_dead_server() -> None:
     assert "soft" in settings("cifs")["options"].split(",")
     assert "ServerAliveInterval=5" in settings("sshfs")["options"]
     assert "reconnect" not in settings("sshfs")["options"]
+    assert "direct_io" in settings("sshfs")["options"].split(",")
 
 
 def test_sshfs_trusts_pinned_keys_alone() -> None:

@@ -72,6 +72,7 @@ async def bench(kafka: KafkaServer, redis: RedisServer, rounds: int) -> None:
                     host="127.0.0.1", port=9, name="x", username="x", credential="redis"
                 )
             ),
+            state=f"{os.environ['CREDENTIALS_DIRECTORY']}/memory.sqlite",
         )
     )
     config = KafkaConfig(

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -19,29 +20,25 @@ import msgspec
 import pytest
 from redis import Redis
 
+from api_support import create_redis_users
 from lab.servers import PostgresServer, RedisServer
 from prime_spark.memory.errors import (
     MemoryKeyError,
     MemoryValueError,
+    QuotaError,
     TierUnavailableError,
     ValueTooLargeError,
 )
+from prime_spark.memory.ledger import Ledger
 from prime_spark.memory.memory import Found, Memory
 from prime_spark.memory.nas import SENTINEL
 from prime_spark.memory.settings import MemoryConfig
 from prime_spark.memory.tier import Entry
 from support import Command, create_database, create_role, database_config, sql
 
-# The rights that the memory needs; roles/redis gives the API's user no others for it.
-RIGHTS = ["reset", "on", ">secret", "+ping", "(~memory:* +get +set +del)"]
 VALUES = [{"a": [1, None, "ü\0", 1.5]}, "text", 0, None, [], b"", b"\0\xff bytes", b"{}"]
 
 _numbers = itertools.count(1)
-
-
-def create_redis_user(server: RedisServer) -> None:
-    with Redis.from_url(server.url) as administrator:
-        administrator.execute_command("ACL", "SETUSER", "api", *RIGHTS)
 
 
 @dataclass
@@ -72,12 +69,16 @@ class World:
     def rows(self) -> list[str]:
         return [
             row["key"]
-            for row in sql(self.postgres, self.database, "SELECT key FROM memory ORDER BY key")
+            for row in sql(
+                self.postgres,
+                self.database,
+                "SELECT key FROM memory WHERE key <> '.health' ORDER BY key",
+            )
         ]
 
     def start_redis(self) -> None:
         self.redis.start()
-        create_redis_user(self.redis)
+        create_redis_users(self.redis, "api", password="secret")
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +99,10 @@ def world(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> World:
-    create_redis_user(redis)
+    create_redis_users(redis, "api", password="secret")
     with Redis.from_url(redis.url) as administrator:
         administrator.flushall()
-    sql(postgres, database, "TRUNCATE memory")
+    sql(postgres, database, "TRUNCATE memory, memory_usage")
     (tmp_path / "credentials").mkdir()
     for name in ("redis_password", "database_password"):
         (tmp_path / "credentials" / name).write_text("secret\n")
@@ -123,6 +124,7 @@ def world(
             "timeout_seconds": 5.0,
         },
         "rest_seconds": 0.3,
+        "state": str(tmp_path / "memory.sqlite"),
     }
     return World(redis, postgres, database, share, config)
 
@@ -180,7 +182,7 @@ def test_each_tier_is_where_it_should_be(world: World) -> None:
             await memory.set("two:a", {"b": 2}, tier=2)
             await memory.set("three:a", b"3", tier=3)
             with Redis.from_url(world.redis.url) as redis:
-                assert redis.keys() == [b"memory:one:a"]
+                assert redis.keys("memory:[^.]*") == [b"memory:one:a"]
                 assert 3590 < redis.ttl("memory:one:a") <= 3600
         assert world.files() == ["two a.json"]
         assert (world.share / "memory/two a.json").read_bytes() == b'{"b":2}'
@@ -194,7 +196,7 @@ def test_ttl(world: World) -> None:
         async with world.memory(fast={"max_ttl": 100}) as memory:
             await memory.set("key", "above", ttl=1)
             await memory.set("beneath", 1, tier=3)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 30
             while await memory.get("key") is not None:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
@@ -244,8 +246,112 @@ def test_limits(world: World) -> None:
                 for call in (memory.get(key), memory.delete(key), memory.set(key, 1)):
                     with pytest.raises(MemoryKeyError):
                         await call
-            with pytest.raises(MemoryValueError, match="neither bytes nor JSON"):
-                await memory.set("key", object())
+            for value in (object(), {"a": [None, float("inf")]}, float("nan")):
+                with pytest.raises(MemoryValueError, match="neither bytes nor JSON"):
+                    await memory.set("key", value)
+
+    run(main())
+
+
+async def refused(memory: Memory, key: str, size: int, owner: str, tier: int) -> tuple[str, str]:
+    """Whose limit it is, and the message, of a value that is not taken."""
+    with pytest.raises(QuotaError) as caught:
+        await memory.set(key, b"x" * size, tier, owner=owner)
+    return caught.value.reason, str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tier", "block", "name"), [(2, "nas", "nas"), (3, "database", "postgresql")]
+)
+def test_quotas(world: World, tier: int, block: str, name: str) -> None:
+    kib = 1024
+
+    async def main() -> None:
+        quotas = {"user_bytes": 100 * kib, "all_bytes": 150 * kib}
+        async with world.memory(**{block: quotas}) as memory:
+            # All at once: what is counted is what is there.
+            setting = [
+                memory.set(f"a:{number}", b"x" * 9 * kib, tier, owner="ada") for number in range(12)
+            ]
+            outcomes = await asyncio.gather(*setting, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes if outcome] == [QuotaError] * 2
+            assert await refused(memory, "more", 0, "ada", tier) == (
+                "owner",
+                (
+                    f"your values in tier {tier} ({name}) take 102400 of 102400 bytes, and this one"
+                    " needs 1024: delete some, or use another tier"
+                ),
+            )
+            taken = next(n for n, outcome in enumerate(outcomes) if outcome is None)
+            await memory.set(f"a:{taken}", b"y" * 9 * kib, tier, owner="ada")  # in its own place
+        async with world.memory(**{block: quotas}) as memory:  # restarted
+            assert (await refused(memory, "more", 0, "ada", tier))[0] == "owner"
+            for number in range(5):
+                await memory.set(f"b{number}", b"x" * 9 * kib, tier, owner="bob")
+            reason, message = await refused(memory, "b", 0, "bob", tier)
+            assert (reason, "all values together" in message) == ("all", True)
+            # Somebody else's is theirs from now on.
+            await memory.set(f"a:{taken}", b"", tier, owner="bob")
+            await memory.set("b", b"x" * 8 * kib, tier, owner="ada")
+            await memory.delete("b")
+            await memory.set("b", b"x" * 8 * kib, tier, owner="ada")
+            await memory.delete("b3")
+            await memory.delete("absent")
+            assert (await refused(memory, "more", 9 * kib, "ada", tier))[0] == "owner"
+            await memory.set("more", b"x" * 9 * kib, tier, owner="carl")
+
+    run(main())
+
+
+def test_the_database_counts_what_is_there(world: World) -> None:
+    async def main() -> None:
+        async with world.memory() as memory:
+            assert (await memory.health())[3].ok
+            # All at once: a few keys, set and deleted again and again.
+            changing = [
+                memory.delete(f"{number % 5}")
+                if number % 4 == 3
+                else memory.set(f"{number % 5}", b"x" * number * 10, 3, owner=f"{number % 3}")
+                for number in range(60)
+            ]
+            await asyncio.gather(*changing)
+
+    run(main())
+    usage = "SELECT owner, bytes FROM memory_usage WHERE bytes > 0"
+    counted = "SELECT owner, sum(octet_length(data) + 1024) AS bytes FROM memory GROUP BY owner"
+    used = dict(sql(world.postgres, world.database, usage))
+    there = dict(sql(world.postgres, world.database, counted))
+    assert used == there | {"*": sum(there.values())}
+
+
+def test_what_lies_on_the_nas_counts_after_the_ledger_is_lost(world: World) -> None:
+    async def main() -> None:
+        quotas = {"all_bytes": 10 * 1024}
+        async with world.memory(nas=quotas) as memory:
+            await memory.set("a:1", b"x" * 4000, 2, owner="ada")
+            await memory.set("a:2", {"text": "x" * 3000}, 2, owner="ada")
+        Path(world.config["state"]).write_bytes(b"not a database" * 1000)
+        async with world.memory(nas=quotas) as memory:
+            reason, message = await refused(memory, "b", 1000, "bob", 2)
+            assert (reason, "take 9059 of 10240 bytes" in message) == ("all", True)
+            await memory.delete("a:1")
+            await memory.set("b", b"x" * 1000, 2, owner="bob")
+
+    run(main())
+
+
+def test_a_value_that_the_nas_does_not_take_does_not_count(world: World) -> None:
+    async def main() -> None:
+        async with world.memory(nas={"user_bytes": 4000}) as memory:
+            await memory.set("key", b"old", 2, owner="ada")
+            mounted = world.share.with_name("mounted")
+            world.share.rename(mounted)
+            for _ in range(3):
+                await unavailable(memory.set("key", b"x" * 2000, 2, owner="ada"))
+            mounted.rename(world.share)
+            await eventually_works(memory, 2)
+            await memory.set("other", b"x" * 1900, 2, owner="ada")
+            assert (await refused(memory, "more", 1, "ada", 2))[1].count("take 3951 of 4000") == 1
 
     run(main())
 
@@ -279,15 +385,149 @@ def test_redis_down(world: World) -> None:
     run(main())
 
 
+def test_an_older_value_is_not_read_after_a_restart(world: World) -> None:
+    """Whatever could not be removed is not believed by the next process either."""
+
+    async def main() -> None:
+        async with world.memory() as memory:
+            await memory.set("key", "old", 1)
+            await memory.set("again", "old", 1)
+            world.redis.stop()
+            await memory.set("key", "new", 3)
+            await memory.set("again", "new", 3)
+        async with world.memory() as memory:  # the API was restarted, Redis is not back yet
+            assert await memory.get("key") == found("new", 3)
+        world.start_redis()
+        async with world.memory() as memory:
+            await memory.set("again", "newest", 1)
+            assert await memory.get("key") == found("new", 3), "not what Redis still held"
+            assert await memory.get("key") == found("new", 1), "its copy"
+        async with world.memory() as memory:
+            assert await memory.get("again") == found("newest", 1), "believed again"
+
+    run(main())
+
+
+async def outdated_in_redis(world: World, memory: Memory) -> None:
+    """Leave an old value of `key` in Redis that must not be read, and a new one in tier 3."""
+    await memory.set("key", "old", 1)
+    world.redis.stop()
+    await memory.set("key", "new", 3)
+    world.start_redis()
+    await eventually_works(memory, 1)
+
+
+def test_what_is_new_is_not_taken_for_outdated_after_a_restart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk of the ledger fails while a value takes the place of an outdated one."""
+
+    def refuse(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def main() -> None:
+        async with world.memory() as memory:
+            await outdated_in_redis(world, memory)
+            with monkeypatch.context() as failing:
+                failing.setattr(Ledger, "clear", refuse)
+                assert "disk I/O error" in (await unavailable(memory.set("key", "newest", 1)))[1]
+            assert await memory.get("key") == found("new", 3)
+            await memory.set("key", "newest", 1)
+        async with world.memory() as memory:
+            assert await memory.get("key") == found("newest", 1)
+
+    run(main())
+
+
+def test_a_mark_outlives_the_clearing_of_the_one_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear = Ledger.clear
+    clearing, go_on = threading.Event(), threading.Event()
+
+    def slow_clear(ledger: Ledger, tier: int, key: str) -> None:
+        clearing.set()
+        assert go_on.wait(60)
+        clear(ledger, tier, key)
+
+    async def main() -> None:
+        async with world.memory() as memory:
+            await outdated_in_redis(world, memory)
+            monkeypatch.setattr(Ledger, "clear", slow_clear)
+            believing = asyncio.create_task(memory.set("key", "newer", 1))
+            await asyncio.to_thread(clearing.wait, 60)
+            world.redis.stop()
+            newest = asyncio.create_task(memory.set("key", "newest", 3))
+            await asyncio.wait({newest}, timeout=1)  # it may have to wait for the other
+            go_on.set()
+            await asyncio.gather(believing, return_exceptions=True)
+            await newest
+        world.start_redis()
+        async with world.memory() as memory:
+            assert await memory.get("key") == found("newest", 3)
+
+    run(main())
+
+
+def test_a_get_that_removes_what_is_outdated_removes_nothing_newer(world: World) -> None:
+    async def main() -> None:
+        async with world.memory() as memory:
+            await outdated_in_redis(world, memory)
+            redis = memory._guards[1].tier
+            removing, go_on = asyncio.Event(), asyncio.Event()
+            delete = redis.delete
+
+            async def slow_delete(key: str) -> bool:
+                redis.delete = delete  # type: ignore[method-assign]
+                removing.set()
+                await go_on.wait()
+                return await delete(key)
+
+            redis.delete = slow_delete  # type: ignore[method-assign]
+            reading = asyncio.create_task(memory.get("key"))
+            await removing.wait()
+            writing = asyncio.create_task(memory.set("key", "newest", 1))
+            await asyncio.wait({writing}, timeout=1)  # it may have to wait for the other
+            go_on.set()
+            assert await reading in (found("new", 3), found("newest", 1))
+            await writing
+            assert await memory.get("key") == found("newest", 1)
+
+    run(main())
+
+
+def test_no_mark_is_forgotten_for_another(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prime_spark.memory.memory._MAX_OUTDATED", 2)
+
+    async def main() -> None:
+        async with world.memory() as memory:
+            for number in range(3):
+                await memory.set(f"key{number}", "old", 1)
+            world.redis.stop()
+            for number in range(2):
+                await memory.set(f"key{number}", "new", 3)
+            tier, reason = await unavailable(memory.set("key2", "new", 3))
+            assert (tier, "2 values" in reason) == (1, True)
+            await memory.set("key1", "newer", 3)  # is among them
+            world.start_redis()
+            await eventually_works(memory, 1)
+            for number, value in enumerate(("new", "newer", "old")):
+                assert (await memory.get(f"key{number}")).value == value  # type: ignore[union-attr]
+
+    run(main())
+
+
 def test_restarted_servers_cost_no_request(world: World) -> None:
     async def main() -> None:
         async with world.memory() as memory:
             await asyncio.gather(*(memory.set(f"one{n}", n, 1) for n in range(5)))
             await asyncio.gather(*(memory.set(f"three{n}", n, 3) for n in range(5)))
-            world.redis.stop()
-            world.start_redis()
-            world.postgres.stop()
-            world.postgres.start()
+            for restart in (
+                *(world.redis.stop, world.start_redis),
+                *(world.postgres.stop, world.postgres.start),
+            ):
+                # In a thread, as it happens elsewhere: the event loop sees connections end.
+                await asyncio.to_thread(restart)
             await asyncio.gather(*(memory.get(f"one{n}") for n in range(5)))
             await asyncio.gather(*(memory.set(f"three{n}", n, 3) for n in range(5)))
 
@@ -303,10 +543,11 @@ def test_silent_redis_costs_its_time_only_once(world: World) -> None:
             try:
                 started = time.monotonic()
                 assert await memory.get("deep") == found(3, 3)
-                assert 0.5 < time.monotonic() - started < 5
+                assert 0.5 < time.monotonic() - started < 20
                 started = time.monotonic()
-                assert (await unavailable(memory.get("absent")))[0] == 1
-                assert time.monotonic() - started < 1, "it was left alone"
+                for _ in range(20):
+                    assert (await unavailable(memory.get("absent")))[0] == 1
+                assert time.monotonic() - started < 10, "Redis is asked although its tier rests"
             finally:
                 os.kill(world.redis.pid, signal.SIGCONT)
             await eventually_works(memory, 1)
@@ -320,14 +561,20 @@ def test_full_redis_refuses_writes_and_still_reads(world: World) -> None:
     async def main() -> None:
         async with world.memory() as memory:
             await memory.set("key", "value")
+            assert (await memory.health())[1].ok
             with Redis.from_url(world.redis.url) as administrator:
                 administrator.config_set("maxmemory", "100kb")
                 try:
-                    tier, reason = await unavailable(memory.set("other", "value"))
-                    assert (tier, "maxmemory" in reason) == (1, True)
+                    with pytest.raises(QuotaError, match="no room left but what the fleet"):
+                        await memory.set("other", "value")
                     assert (await memory.get("key")) == found("value", 1)
+                    health = (await memory.health())[1]
+                    assert not health.ok
+                    assert "takes no value: Redis has no room" in health.reason
+                    assert (await memory.get("key")) == found("value", 1), "it is asked still"
                 finally:
                     administrator.config_set("maxmemory", "64mb")
+            assert (await memory.health())[1].ok
             await memory.set("other", "value")
 
     run(main())
@@ -370,10 +617,11 @@ def test_silent_database_costs_its_time_only_once(world: World, connected: bool)
                 started = time.monotonic()
                 tier, reason = await unavailable(memory.get("absent"))
                 assert (tier, reason) == (3, "no answer within 1 s")
-                assert 0.9 < time.monotonic() - started < 5
+                assert 0.9 < time.monotonic() - started < 20
                 started = time.monotonic()
-                await unavailable(memory.get("absent"))
-                assert time.monotonic() - started < 1, "the tier rests"
+                for _ in range(20):
+                    await unavailable(memory.get("absent"))
+                assert time.monotonic() - started < 10, "the tier rests"
             finally:
                 for process in processes:
                     os.kill(process, signal.SIGCONT)
@@ -402,7 +650,7 @@ def test_hanging_statement_gives_its_connection_back(world: World) -> None:
                     asking = [unavailable(memory.get(f"absent{n}")) for n in range(5)]
                     started = time.monotonic()
                     assert {tier for tier, _ in await asyncio.gather(*asking)} == {3}
-                    assert time.monotonic() - started < 3
+                    assert time.monotonic() - started < 20
             finally:
                 await lock.close()
             await eventually_works(memory, 3)
@@ -440,12 +688,12 @@ def nas_threads() -> int:
 
 def test_hanging_nas_holds_few_threads_and_no_other_tier(world: World) -> None:
     async def main() -> None:
-        async with world.memory(nas={"max_calls": 3, "timeout_seconds": 0.3}) as memory:
+        async with world.memory(nas={"max_calls": 3, "timeout_seconds": 1.0}) as memory:
             await memory.set("key2", 2, 2)
             pipe = world.share / "memory/hangs"
             os.mkfifo(pipe)  # opening it waits for a writer, as a dead server is waited for
             slowest = 0.0
-            for _ in range(10):
+            for _ in range(4):
                 asking = [unavailable(memory.get("hangs")) for _ in range(5)]
                 started = time.monotonic()
                 assert {tier for tier, _ in await asyncio.gather(*asking)} == {2}
@@ -453,13 +701,13 @@ def test_hanging_nas_holds_few_threads_and_no_other_tier(world: World) -> None:
                 assert 0 < nas_threads() <= 3
                 await memory.set("key1", 1, 1)
                 await memory.set("key3", 3, 3)
-            assert slowest < 2
+            assert slowest < 10
             writers = [os.open(pipe, os.O_RDWR)]
             pipe.unlink()
             os.close(writers[0])
             await eventually_works(memory, 2)
             assert await memory.get("key2") == found(2, 2)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 30
             while nas_threads():  # one that has answered may still be about to end
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)
@@ -502,5 +750,9 @@ def test_the_api_role_has_no_other_right(world: World) -> None:
         " WHERE grantee = 'prime_spark_api'",
     )
     assert {tuple(row) for row in rights} == {
-        ("memory", privilege) for privilege in ("SELECT", "INSERT", "UPDATE", "DELETE")
+        ("memory", "SELECT"),
+        ("memory", "INSERT"),
+        ("memory", "UPDATE"),
+        ("memory", "DELETE"),
+        ("memory_usage", "SELECT"),
     }

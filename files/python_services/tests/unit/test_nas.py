@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,6 +113,73 @@ def test_readers_see_old_or_new(nas: NASStorage) -> None:
     writer.join()
 
 
+def test_a_reader_meets_a_store_of_the_other_kind(
+    nas: NASStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nas.store("key", {"old": 1})
+    read = memory_nas._read
+
+    def read_after_a_store(path: Path, *arguments: Any) -> bytes:
+        if path.name == "key.json":
+            monkeypatch.setattr(memory_nas, "_read", read)
+            nas.store("key", b"new")
+        return read(path, *arguments)
+
+    monkeypatch.setattr(memory_nas, "_read", read_after_a_store)
+    assert nas.retrieve("key") == b"new"
+
+
+def test_the_oldest_objects_go(nas: NASStorage, tmp_path: Path) -> None:
+    assert nas.prune("voice", 10) == 0
+    for number, name in enumerate(("b", "c", "a", "d")):
+        nas.store(f"voice/{name}", b"x" * 10)
+        os.utime(tmp_path / "voice" / name, (number, number))
+    nas.store("voice/deeper/old", b"x" * 100)
+    nas.store("other", b"x" * 100)
+    assert nas.prune("voice", 40) == 0
+    assert len(nas.keys("voice/")) == 5, "within the limit"
+    assert nas.prune("voice", 29) == 2
+    assert nas.keys() == ["other", "voice/a", "voice/d", "voice/deeper/old"]
+
+
+def test_two_kinds_at_the_same_time_leave_one_of_both(nas: NASStorage) -> None:
+    values = ["json", b"bytes"]
+    start = threading.Barrier(2)
+
+    def write(value: object) -> None:
+        for _ in range(300):
+            start.wait(60)
+            nas.store("key", value)
+            start.wait(60)
+            assert nas.retrieve("key") in values
+
+    with ThreadPoolExecutor(2) as pool:
+        for writing in [pool.submit(write, value) for value in values]:
+            writing.result()
+    assert nas.keys() == ["key"]
+
+
+def test_a_stale_handle_is_tried_again(nas: NASStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    nas.store("key", b"value")
+    answers = [OSError(errno.ESTALE, "Stale file handle")] * 3
+    read, rename = memory_nas._read, Path.replace
+
+    def stale(real: Callable[..., Any], *arguments: Any) -> Any:
+        if answers:
+            raise answers.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(memory_nas, "_read", lambda *arguments: stale(read, *arguments))
+    assert nas.retrieve("key") == b"value"
+    answers += [OSError(errno.ESTALE, "Stale file handle")] * 2
+    monkeypatch.setattr(Path, "replace", lambda *arguments: stale(rename, *arguments))
+    nas.store("key", b"other")
+    assert nas.retrieve("key") == b"other"
+    answers += [OSError(errno.ESTALE, "Stale file handle")] * 20
+    with pytest.raises(NASError, match="Stale file handle"):
+        nas.retrieve("key")
+
+
 def test_unmounted_while_storing(nas: NASStorage, tmp_path: Path) -> None:
     """What happens after the sentinel was seen still happens on the share."""
     share = tmp_path.with_name("share-elsewhere")
@@ -133,6 +203,8 @@ def test_json_that_is_none(nas: NASStorage, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(NASError, match="not valid JSON"):
         nas.retrieve("bad")
+    with pytest.raises(ValueError, match="NaN and infinities"):
+        nas.store("key", {"a": float("-inf")})
     with pytest.raises(TypeError):
         nas.store("odd", object())
 

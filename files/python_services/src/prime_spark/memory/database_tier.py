@@ -8,13 +8,16 @@ from typing import Any, TypeVar
 
 import asyncpg
 
+from prime_spark.memory.errors import QuotaError
 from prime_spark.memory.settings import DatabaseTierConfig
-from prime_spark.memory.tier import Entry, TierDownError
+from prime_spark.memory.tier import ENTRY_BYTES, Entry, TierDownError
 from prime_spark.timeseries.connection import DATABASE_ERRORS, connect, describe_database_error
 
 T = TypeVar("T")
 
 _IDLE_SECONDS = 300.0
+# No user's key begins with a dot.
+_CHECK = ".health"
 
 
 class DatabaseTier:
@@ -36,18 +39,24 @@ class DatabaseTier:
         )
         return None if row is None else Entry(row["data"], row["is_json"])
 
-    async def set(self, key: str, entry: Entry, ttl: int | None) -> None:  # noqa: ARG002
+    async def set(self, key: str, entry: Entry, ttl: int | None, owner: str) -> None:  # noqa: ARG002
         """Keep `entry`."""
-        await self._run(
-            lambda connection: connection.execute(
-                "INSERT INTO public.memory (key, data, is_json) VALUES ($1, $2, $3)"
-                " ON CONFLICT (key) DO UPDATE"
-                " SET data = excluded.data, is_json = excluded.is_json, updated_at = now()",
+        limits = {"owner": self._config.user_bytes, "all": self._config.all_bytes}
+        row = await self._run(
+            lambda connection: connection.fetchrow(
+                "SELECT reason, used FROM public.memory_set($1, $2, $3, $4, $5, $6)",
                 key,
                 entry.data,
                 entry.json,
+                owner,
+                *limits.values(),
             )
         )
+        if (reason := row["reason"]) is not None:
+            size = len(entry.data) + ENTRY_BYTES
+            raise QuotaError(
+                3, self.name, reason, used=row["used"], limit=limits[reason], size=size
+            )
 
     async def delete(self, key: str) -> bool:
         """Remove the entry; return whether there was one."""
@@ -57,9 +66,13 @@ class DatabaseTier:
         return answer != "DELETE 0"
 
     async def check(self) -> None:
-        """Raise TierDownError when the database does not answer or lacks the table."""
+        """Raise TierDownError when the database takes no value: away, full, read-only."""
         await self._run(
-            lambda connection: connection.execute("SELECT FROM public.memory WHERE false")
+            lambda connection: connection.execute(
+                "INSERT INTO public.memory (key, data, is_json) VALUES ($1, '', false)"
+                " ON CONFLICT (key) DO UPDATE SET updated_at = now()",
+                _CHECK,
+            )
         )
 
     async def close(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class TierUnavailableError(Exception):
     """A tier does not answer; `tier` is its number, `name` what it is, `reason` one line.
@@ -32,3 +34,37 @@ class ValueTooLargeError(MemoryValueError):
         self.tier = tier
         self.size = size
         self.limit = limit
+
+
+class QuotaError(Exception):
+    """A tier has no room for the value; bytes, and the message says what helps.
+
+    `reason` is whose limit it is: its `owner`'s, that of `all` values of the tier, or the `room`
+    of the server behind the tier, which others use as well.
+    """
+
+    def __init__(
+        self,
+        tier: int,
+        name: str,
+        reason: Literal["owner", "all", "room"],
+        *,
+        used: int = 0,
+        limit: int = 0,
+        size: int = 0,
+    ) -> None:
+        where = f"tier {tier} ({name})"
+        if reason == "room":
+            text = f"{where} has no room left but what the fleet itself needs; try another tier"
+        else:
+            whose = "your values" if reason == "owner" else "all values together"
+            remedy = "delete some, or use another tier"
+            if tier == 1:
+                remedy = "delete some, give them a shorter ttl, or use another tier"
+            text = (
+                f"{whose} in {where} take {used} of {limit} bytes, and this one needs {size}:"
+                f" {remedy}"
+            )
+        super().__init__(text)
+        self.tier = tier
+        self.reason = reason

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-import time
-from collections import OrderedDict
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
@@ -18,11 +21,13 @@ from prime_spark.memory.errors import (
     TierUnavailableError,
     ValueTooLargeError,
 )
+from prime_spark.memory.ledger import Ledger
 from prime_spark.memory.nas_tier import NasTier
 from prime_spark.memory.redis_tier import RedisTier
 from prime_spark.memory.settings import FastTierConfig, MemoryConfig
 from prime_spark.memory.tier import Entry, Guard, Tier
-from prime_spark.runtime.redis_client import shared_redis_client
+from prime_spark.runtime import finite_json
+from prime_spark.runtime.redis_client import gathering_redis_client
 
 _log = structlog.get_logger(__name__)
 
@@ -52,7 +57,6 @@ class TierHealth(msgspec.Struct, frozen=True):
     name: str
     ok: bool
     reason: str
-    seconds: float
 
 
 class Memory:
@@ -65,33 +69,55 @@ class Memory:
     """
 
     def __init__(
-        self, redis: RedisTier, nas: Tier, database: Tier, fast: FastTierConfig, rest: float = 2.0
+        self,
+        redis: RedisTier,
+        nas: Tier,
+        database: Tier,
+        *,
+        ledger: Ledger,
+        fast: FastTierConfig,
+        rest: float = 2.0,
     ) -> None:
         self._redis = redis
+        self._ledger = ledger
         self._fast = fast
         tiers: tuple[Tier, ...] = (redis, nas, database)
         self._guards = {n: Guard(n, tier, rest) for n, tier in enumerate(tiers, start=1)}
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by key
         # Counts writes as they begin and end: a `get` that one overlaps copies nothing.
         self._writes = 0
-        self._outdated: dict[int, OrderedDict[str, None]] = {n: OrderedDict() for n in self._guards}
+        self._outdated: dict[int, set[str]] = {n: set() for n in self._guards}
+        for number, key in ledger.outdated():
+            self._outdated[number].add(key)
 
     @classmethod
     def from_config(cls, config: MemoryConfig) -> Self:
         """Build the tiers; connects to nothing yet."""
-        client = shared_redis_client(config.redis, timeout=config.fast.timeout_seconds)
+        client = gathering_redis_client(config.redis, timeout=config.fast.timeout_seconds)
+        ledger = Ledger(Path(config.state))
         return cls(
-            RedisTier(client, config.fast.max_bytes),
-            NasTier(config.nas),
+            RedisTier(client, config.fast),
+            NasTier(config.nas, ledger),
             DatabaseTier(config.database),
-            config.fast,
-            config.rest_seconds,
+            ledger=ledger,
+            fast=config.fast,
+            rest=config.rest_seconds,
         )
 
-    async def set(self, key: str, value: object, tier: int = FAST, ttl: int | None = None) -> None:
+    async def set(
+        self,
+        key: str,
+        value: object,
+        tier: int = FAST,
+        ttl: int | None = None,
+        *,
+        owner: str = "",
+    ) -> None:
         """Keep `value` (bytes, or anything JSON can express) under `key` in `tier`.
 
-        `ttl` in seconds is for tier 1, which has a default. Raises MemoryKeyError,
-        MemoryValueError (ValueTooLargeError among them) or TierUnavailableError.
+        `ttl` in seconds is for tier 1, which has a default. The value counts against the quota of
+        `owner`. Raises MemoryKeyError, MemoryValueError (ValueTooLargeError among them),
+        QuotaError or TierUnavailableError.
         """
         check_key(key)
         guard = self._guards.get(tier)
@@ -103,14 +129,15 @@ class Memory:
         if len(entry.data) > guard.tier.max_bytes:
             raise ValueTooLargeError(tier, len(entry.data), guard.tier.max_bytes)
         seconds = self._ttl(tier, ttl)
-        self._writes += 1
-        try:
-            await guard.ask(guard.tier.set(key, entry, seconds))
-            self._outdated[tier].pop(key, None)
+        # What only tier 1 is told, Redis does one after the other by itself.
+        simple = tier == FAST and key not in self._outdated[FAST]
+        async with self._writing() if simple else self._change(key):
+            if key in self._outdated[tier]:
+                # First, so that at no time the mark is on the new value, or off the old one.
+                await self._remove(tier, key)
+            await guard.ask(guard.tier.set(key, entry, seconds, owner))
             for number in range(FAST, tier):
                 await self._remove_outdated(number, key)
-        finally:
-            self._writes += 1
 
     async def get(self, key: str) -> Found | None:
         """Return the value of `key` and where it was, or None.
@@ -124,9 +151,9 @@ class Memory:
         for number, guard in self._guards.items():
             try:
                 if key in self._outdated[number]:
-                    await guard.ask(guard.tier.delete(key))
-                    self._outdated[number].pop(key, None)
-                    continue
+                    async with self._alone(key):
+                        if key in self._outdated[number]:
+                            await self._remove(number, key)
                 entry = await guard.ask(guard.tier.get(key))
             except TierUnavailableError as error:
                 down = down or error
@@ -148,40 +175,34 @@ class Memory:
         check_key(key)
         removed: list[int] = []
         down: TierUnavailableError | None = None
-        self._writes += 1
-        try:
+        async with self._change(key):
             # Tier 1 last: a copy that a `get` made meanwhile goes with it.
-            for number, guard in reversed(self._guards.items()):
+            for number in reversed(self._guards):
                 try:
-                    if await guard.ask(guard.tier.delete(key)):
+                    if await self._remove(number, key):
                         removed.append(number)
-                    self._outdated[number].pop(key, None)
                 except TierUnavailableError as error:
                     down = error
-        finally:
-            self._writes += 1
         if down is not None:
             raise down
         return sorted(removed)
 
     async def health(self) -> dict[int, TierHealth]:
-        """Ask every tier, at the same time, whether it can be used."""
-        await asyncio.gather(
-            *(guard.ask(guard.tier.check()) for guard in self._guards.values()),
-            return_exceptions=True,
-        )
-        now = time.time()
+        """Ask every tier, at the same time, whether it can be used.
+
+        One that is full and still answers is not well either, although `get` goes on asking it.
+        """
+        found = await asyncio.gather(*(self._reason(guard) for guard in self._guards.values()))
         return {
-            number: TierHealth(
-                guard.tier.name, guard.reason is None, guard.reason or "", now - guard.since
-            )
-            for number, guard in self._guards.items()
+            number: TierHealth(guard.tier.name, reason is None, reason or "")
+            for (number, guard), reason in zip(self._guards.items(), found, strict=True)
         }
 
     async def close(self) -> None:
         """Let go of the tiers' connections."""
         for guard in self._guards.values():
             await guard.tier.close()
+        self._ledger.close()
 
     def _ttl(self, tier: int, ttl: int | None) -> int | None:
         if tier != FAST:
@@ -196,16 +217,65 @@ class Memory:
             raise MemoryValueError(f"ttl {ttl} is not between 1 and {self._fast.max_ttl} seconds")
         return ttl
 
-    async def _remove_outdated(self, number: int, key: str) -> None:
-        """Remove `key` from a tier, or remember to do so before that tier is believed again."""
-        guard = self._guards[number]
+    async def _reason(self, guard: Guard) -> str | None:
         try:
-            await guard.ask(guard.tier.delete(key))
-        except TierUnavailableError:
+            await guard.ask(guard.tier.check())
+        except TierUnavailableError as error:
+            return error.reason
+        return None
+
+    def _alone(self, key: str) -> asyncio.Lock:
+        """Return what is held while what the tiers have under `key` is changed."""
+        return self._changing.setdefault(key, asyncio.Lock())
+
+    @contextlib.asynccontextmanager
+    async def _change(self, key: str) -> AsyncIterator[None]:
+        """Write inside, as nobody else does with `key` meanwhile."""
+        async with self._alone(key), self._writing():
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
+        """Write inside; a `get` that this overlaps copies nothing."""
+        self._writes += 1
+        try:
+            yield
+        finally:
+            self._writes += 1
+
+    async def _remove_outdated(self, number: int, key: str) -> None:
+        """Remove `key` from a tier, or note to do so before that tier is believed again.
+
+        Raises TierUnavailableError where that cannot be noted: the write must not count then.
+        """
+        try:
+            await self._remove(number, key)
+        except TierUnavailableError as error:
             outdated = self._outdated[number]
-            outdated[key] = None
-            if len(outdated) > _MAX_OUTDATED:
-                outdated.popitem(last=False)
+            if key in outdated:
+                return
+            if len(outdated) >= _MAX_OUTDATED:
+                reason = f"{error.reason}; {len(outdated)} values are to be removed there already"
+                raise TierUnavailableError(number, error.name, reason) from error
+            try:
+                await asyncio.to_thread(self._ledger.mark, number, key)
+            except sqlite3.Error as refusal:
+                reason = f"{error.reason}; that its value is outdated cannot be noted: {refusal}"
+                raise TierUnavailableError(number, error.name, reason) from refusal
+            outdated.add(key)
+
+    async def _remove(self, number: int, key: str) -> bool:
+        """Remove `key` from a tier, which is believed again; return whether it was there."""
+        guard = self._guards[number]
+        removed = await guard.ask(guard.tier.delete(key))
+        if key in self._outdated[number]:
+            try:
+                await asyncio.to_thread(self._ledger.clear, number, key)
+            except sqlite3.Error as error:
+                reason = f"that its value is no longer outdated cannot be noted: {error}"
+                raise TierUnavailableError(number, guard.tier.name, reason) from error
+            self._outdated[number].discard(key)
+        return removed
 
     async def _copy(self, key: str, entry: Entry) -> None:
         """Copy into tier 1 what was found further down, where it fits and tier 1 is there."""
@@ -231,6 +301,6 @@ def _entry(value: object) -> Entry:
     if isinstance(value, bytes | bytearray | memoryview):
         return Entry(bytes(value), json=False)
     try:
-        return Entry(msgspec.json.encode(value), json=True)
+        return Entry(finite_json.encode(value), json=True)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise MemoryValueError(f"the value is neither bytes nor JSON: {error}") from error

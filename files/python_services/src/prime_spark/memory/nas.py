@@ -9,13 +9,21 @@ has to be there.
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
+
+from prime_spark.runtime import finite_json
 
 SENTINEL = ".prime-spark-nas"
 
@@ -23,6 +31,15 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._-]{0,199}")
 _JSON_SUFFIX = ".json"
 _TEMPORARY_PREFIX = ".tmp-"
 _MAX_KEY_CHARS = 1024
+_STALE_TRIES = 5
+_WRITE_SECONDS = 600.0
+# A key that is being replaced may be absent for a moment: where bytes take the place of JSON, and
+# over sshfs, since FUSE moves a file that somebody reads out of the way before another is in place.
+_LOOK_AGAIN_SECONDS = (0.005, 0.01, 0.02)
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class NASError(Exception):
@@ -49,28 +66,45 @@ class NASTooLargeError(NASError):
 
 
 class NASStorage:
-    """Stores objects under `root`, a directory of the mounted share that holds the sentinel."""
+    """Stores objects under `root`, a directory of the mounted share that holds the sentinel.
+
+    The threads of one process may use it at the same time; of several processes, only one may
+    change an object.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self._root = Path(root)
+        self._lock = threading.Lock()
+        self._written = -math.inf
+        self._changing: WeakValueDictionary[str, Any] = WeakValueDictionary()  # locks by key
+
+    @contextlib.contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Keep other threads from changing the object under `key` inside."""
+        with self._lock:
+            lock = self._changing.setdefault(key, threading.RLock())
+        with lock:
+            yield
 
     def store(self, key: str, obj: object) -> None:
         """Store `obj` under `key`, replacing what is there: bytes as they are, else as JSON.
 
         Atomic: a reader sees the old object or the new one, also after a power cut. Raises
-        NASKeyError, NASUnavailableError, NASError (full, read-only), or TypeError for an object
-        that JSON cannot express.
+        NASKeyError, NASUnavailableError, NASError (full, read-only), or TypeError or ValueError
+        for an object that JSON cannot express.
         """
         name = _checked(key)
         if isinstance(obj, bytes | bytearray | memoryview):
             data, target, other = bytes(obj), name, name + _JSON_SUFFIX
         else:
-            data, target, other = msgspec.json.encode(obj), name + _JSON_SUFFIX, name
-        with self._share() as root:
+            data, target, other = finite_json.encode(obj), name + _JSON_SUFFIX, name
+        # Of two kinds at the same time, each would remove the other's file.
+        with self.alone(key), self._share() as root:
             try:
                 (root / target).parent.mkdir(parents=True, exist_ok=True)
-                _replace(root / target, data)
+                _unless_stale(_replace, root / target, data)
             except OSError as error:
+                self._written = -math.inf
                 # SFTP has no error for a full disk: sshfs says "not permitted", say.
                 if (free := _free_bytes(root)) is not None and free < len(data):
                     raise NASError(
@@ -87,19 +121,21 @@ class NASStorage:
         """
         name = _checked(key)
         with self._share() as root:
-            for candidate in (name, name + _JSON_SUFFIX):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                    data = _read(root / candidate, key, max_bytes)
-                    return data if candidate == name else _decode(key, data)
+            for pause in (*_LOOK_AGAIN_SECONDS, 0.0):
+                for candidate in (name, name + _JSON_SUFFIX):
+                    with contextlib.suppress(*_ABSENT):
+                        data = _unless_stale(_read, root / candidate, key, max_bytes)
+                        return data if candidate == name else _decode(key, data)
+                time.sleep(pause)
         raise NASNotFoundError(f"no object {key!r} on the NAS")
 
     def delete(self, key: str) -> None:
         """Remove the object under `key`; raises NASNotFoundError when there is none."""
         name = _checked(key)
         removed = False
-        with self._share() as root:
+        with self.alone(key), self._share() as root:
             for candidate in (name, name + _JSON_SUFFIX):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                with contextlib.suppress(*_ABSENT):
                     (root / candidate).unlink()
                     removed = True
         if not removed:
@@ -110,10 +146,58 @@ class NASStorage:
         with self._share() as root:
             return sorted(key for key in _walk(root) if key.startswith(prefix))
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the keys right under `folder`, without it, and how many bytes each takes."""
+        sizes: dict[str, int] = {}
+        with self._share() as root, contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(root / _checked(folder)):
+                if _NAME.fullmatch(entry.name) and entry.is_file():
+                    sizes[entry.name.removesuffix(_JSON_SUFFIX)] = entry.stat().st_size
+        return sizes
+
+    def prune(self, folder: str, max_bytes: int) -> int:
+        """Remove the oldest objects right under `folder` while they take more than `max_bytes`.
+
+        Returns how many it removed.
+        """
+        found: list[tuple[float, int, str]] = []
+        removed = 0
+        with self._share() as root, contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(root / _checked(folder)):
+                if _NAME.fullmatch(entry.name) and entry.is_file():
+                    status = entry.stat()
+                    found.append((status.st_mtime, status.st_size, entry.path))
+            excess = sum(size for _, size, _ in found) - max_bytes
+            for _, size, path in sorted(found):
+                if excess <= 0:
+                    break
+                Path(path).unlink(missing_ok=True)
+                excess -= size
+                removed += 1
+        return removed
+
+    def free_bytes(self) -> int | None:
+        """Return how many bytes may still be written, None when the share does not tell."""
+        with self._share() as root:
+            return _free_bytes(root)
+
     def check(self) -> None:
-        """Raise NASUnavailableError unless the share is mounted."""
-        with self._share():
-            pass
+        """See that the share takes a file; raises NASUnavailableError, or NASError (read-only).
+
+        The file is written seldom while all is well: a NAS at home lets its disks sleep.
+        """
+        with self._share() as root:
+            if time.monotonic() - self._written < _WRITE_SECONDS:
+                return
+            self._written = -math.inf
+            probe = _temporary(root)
+            try:
+                with probe.open("xb") as file:
+                    file.write(b".")
+            finally:
+                with contextlib.suppress(OSError):
+                    probe.unlink(missing_ok=True)
+            self._written = time.monotonic()
 
     @contextlib.contextmanager
     def _share(self) -> Iterator[Path]:
@@ -171,8 +255,13 @@ def _checked(key: str) -> str:
     return key
 
 
+def _temporary(folder: Path) -> Path:
+    """Return the name of a new file that no listing shows."""
+    return folder / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+
+
 def _replace(target: Path, data: bytes) -> None:
-    temporary = target.with_name(f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+    temporary = _temporary(target.parent)
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -197,6 +286,17 @@ def _read(path: Path, key: str, max_bytes: int | None) -> bytes:
     if max_bytes is not None and len(data) > max_bytes:
         raise NASTooLargeError(f"object {key!r} on the NAS has more than {max_bytes} bytes")
     return data
+
+
+def _unless_stale(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Repeat what fails because somebody else replaced the file meanwhile."""
+    for _ in range(_STALE_TRIES - 1):
+        try:
+            return work(*args, **kwargs)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return work(*args, **kwargs)
 
 
 def _decode(key: str, data: bytes) -> object:

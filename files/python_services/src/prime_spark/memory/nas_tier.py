@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
+from prime_spark.memory.ledger import Ledger
 from prime_spark.memory.nas import NASError, NASNotFoundError, NASStorage, NASUnavailableError
 from prime_spark.memory.settings import NasTierConfig
-from prime_spark.memory.tier import Entry, TierDownError
+from prime_spark.memory.tier import ENTRY_BYTES, Entry, TierDownError
 from prime_spark.runtime.threads import BoundedCalls
 
 T = TypeVar("T")
@@ -22,8 +24,10 @@ class NasTier:
 
     name = "nas"
 
-    def __init__(self, config: NasTierConfig) -> None:
+    def __init__(self, config: NasTierConfig, ledger: Ledger) -> None:
         self.max_bytes = config.max_bytes
+        self._config = config
+        self._ledger = ledger
         self._storage = NASStorage(config.directory)
         self._calls = BoundedCalls("nas", config.max_calls, config.timeout_seconds)
 
@@ -37,25 +41,56 @@ class NasTier:
             return Entry(value, json=False)
         return Entry(msgspec.json.encode(value), json=True)
 
-    async def set(self, key: str, entry: Entry, ttl: int | None) -> None:  # noqa: ARG002
+    async def set(self, key: str, entry: Entry, ttl: int | None, owner: str) -> None:  # noqa: ARG002
         """Keep `entry`."""
-        value = msgspec.Raw(entry.data) if entry.json else entry.data
-        await self._call(lambda: self._storage.store(_path(key), value))
+        await self._call(lambda: self._store(key, entry, owner))
 
     async def delete(self, key: str) -> bool:
         """Remove the entry; return whether there was one."""
-        try:
-            await self._call(lambda: self._storage.delete(_path(key)))
-        except NASNotFoundError:
-            return False
-        return True
+        return await self._call(lambda: self._delete(key))
 
     async def check(self) -> None:
-        """Raise TierDownError when the share is not mounted or does not answer."""
-        await self._call(self._storage.check)
+        """Raise TierDownError when the share takes no value: away, full, read-only."""
+        await self._call(self._check)  # in one call, which is bounded as a whole
 
     async def close(self) -> None:
         """Nothing to close."""
+
+    def _check(self) -> None:
+        free = self._storage.free_bytes()
+        if free is not None and free < self.max_bytes:
+            raise TierDownError(f"the NAS is full: {free} bytes free", answers=True)
+        self._storage.check()
+
+    def _store(self, key: str, entry: Entry, owner: str) -> None:
+        self._ledger.seed(self._there)
+        value = msgspec.Raw(entry.data) if entry.json else entry.data
+        path = _path(key)
+        counting = self._ledger.taking(
+            key,
+            owner,
+            len(entry.data) + ENTRY_BYTES,
+            owner_bytes=self._config.user_bytes,
+            all_bytes=self._config.all_bytes,
+        )
+        with self._storage.alone(path), counting:
+            self._storage.store(path, value)
+
+    def _delete(self, key: str) -> bool:
+        self._ledger.seed(self._there)  # which would count what is deleted meanwhile
+        path = _path(key)
+        with self._storage.alone(path):
+            try:
+                self._storage.delete(path)
+                found = True
+            except NASNotFoundError:
+                found = False
+            self._ledger.gone(key)
+        return found
+
+    def _there(self) -> dict[str, int]:
+        sizes = self._storage.sizes(_FOLDER)
+        return {name.replace(" ", ":"): size + ENTRY_BYTES for name, size in sizes.items()}
 
     async def _call(self, call: Callable[[], T]) -> T:
         try:
@@ -64,7 +99,7 @@ class NasTier:
             raise
         except (NASUnavailableError, TimeoutError) as error:
             raise TierDownError(str(error)) from error
-        except NASError as error:  # full or read-only, say
+        except (NASError, sqlite3.Error) as error:  # full or read-only, say
             raise TierDownError(str(error), answers=True) from error
 
 

@@ -8,9 +8,12 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from prime_spark.memory.errors import TierUnavailableError
+from prime_spark.memory.errors import QuotaError, TierUnavailableError
 
 T = TypeVar("T")
+
+# What a value counts beside its own bytes: what its tier needs to keep it, about.
+ENTRY_BYTES = 1024
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -40,14 +43,17 @@ class Tier(Protocol):
     async def get(self, key: str) -> Entry | None:
         """Return the entry, or None."""
 
-    async def set(self, key: str, entry: Entry, ttl: int | None) -> None:
-        """Keep `entry` in the place of what was there; `ttl` in seconds where the tier has one."""
+    async def set(self, key: str, entry: Entry, ttl: int | None, owner: str) -> None:
+        """Keep `entry` in the place of what was there; `ttl` in seconds where the tier has one.
+
+        Raises QuotaError when the tier takes no more from `owner`, or from anybody.
+        """
 
     async def delete(self, key: str) -> bool:
         """Remove the entry; return whether there was one."""
 
     async def check(self) -> None:
-        """Do nothing, but raise what the other methods would."""
+        """Raise what the other methods would, where there is no room for a value among them."""
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -66,20 +72,9 @@ class Guard:
         self._rest_seconds = rest_seconds
         self._reason: str | None = None
         self._rest_until = 0.0
-        self._since = time.time()
-
-    @property
-    def reason(self) -> str | None:
-        """Why the tier is held to be down; None while it is not."""
-        return self._reason
-
-    @property
-    def since(self) -> float:
-        """When it last went down or came back, in epoch seconds."""
-        return self._since
 
     async def ask(self, asking: Awaitable[T]) -> T:
-        """Await a call of the tier; raises TierUnavailableError."""
+        """Await a call of the tier; raises TierUnavailableError, or the call's QuotaError."""
         if self._reason is not None:
             now = time.monotonic()
             if now < self._rest_until:
@@ -89,23 +84,14 @@ class Guard:
         try:
             answer = await asking
         except TierDownError as error:
-            if error.answers:
-                self._up()
-            else:
-                self._down(str(error))
+            self._reason = None if error.answers else str(error)
+            self._rest_until = time.monotonic() + self._rest_seconds
             raise self._unavailable(str(error)) from error
-        self._up()
+        except QuotaError:
+            self._reason = None
+            raise
+        self._reason = None
         return answer
-
-    def _up(self) -> None:
-        if self._reason is not None:
-            self._reason, self._since = None, time.time()
-
-    def _down(self, reason: str) -> None:
-        if self._reason is None:
-            self._since = time.time()
-        self._reason = reason
-        self._rest_until = time.monotonic() + self._rest_seconds
 
     def _unavailable(self, reason: str) -> TierUnavailableError:
         return TierUnavailableError(self.number, self.tier.name, reason)
