@@ -5,6 +5,7 @@
     seconds   how long it takes
     status    answer with this HTTP status, without beginning
     fail      names of the agents on which it fails, may be tried again
+    unable    names of the agents that cannot do it, not now and not later
     fatal     fails for good
     die       names of the agents that are killed before they complete it
     vanish    names of the agents that are killed when they have completed it, before they say so
@@ -100,6 +101,9 @@ class Agent:
                 os.kill(os.getpid(), signal.SIGKILL)
             if payload.get("fatal"):
                 return ExecuteAnswer(identifier, "failed", error="no use", retryable=False)
+            if self.name in payload.get("unable", ()):
+                reason = f"{self.name} is not set up"
+                return ExecuteAnswer(identifier, "failed", error=reason, unable=True)
             if self.name in payload.get("fail", ()):
                 return ExecuteAnswer(identifier, "failed", error=f"{self.name} cannot")
             answer = ExecuteAnswer(identifier, "completed", {"by": self.name, "n": task.attempt})

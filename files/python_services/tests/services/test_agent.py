@@ -304,11 +304,13 @@ def test_recognition_that_cannot_be_done(
     answer = execute(shared, task("hear", "voice_recognition", given))
     assert answer["status"] == "failed"
     assert reason in answer["error"]
+    assert answer.get("unable", False) == ("engine" in payload), "another agent may have it"
 
 
 def test_synthesis_that_cannot_be_done(shared: Daemon) -> None:
     answer = execute(shared, speak("piper", engine="piper"))
     assert "the engine piper is not set up" in answer["error"]
+    assert answer["unable"]
 
 
 @pytest.mark.parametrize("content", [b"", b"RIFF not audio", b"{}" * 5000])
@@ -552,7 +554,7 @@ def test_sigterm_does_not_wait_for_ever(command: Command, llama: LlamaServer) ->
         with held(daemon, llama, 1) as (future,):
             started = time.monotonic()
             assert daemon.terminate() == 0
-            assert time.monotonic() - started < 8
+            assert time.monotonic() - started < 30
             status, answer = future.result()
             assert (status, answer["error"]) == (200, "the agent is stopping")
         daemon.start()

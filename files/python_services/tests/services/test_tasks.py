@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 from redis import Redis
 
+from api_support import create_redis_users
 from lab.servers import RedisServer
 from prime_spark import __version__
 from prime_spark.agents.coordinator import (
@@ -38,26 +40,6 @@ from prime_spark.config import RedisConfig
 from prime_spark.runtime.redis_client import redis_client
 from support import Command, Daemon, eventually, free_port, running
 
-# What each user may do in Redis, as in roles/redis. A selector in parentheses keeps commands and
-# keys together: the API, which may delete values of its memory, may not delete tasks.
-SCRIPTS = "+evalsha +script|load"
-RIGHTS = {
-    "api": [
-        (
-            f"(%RW~tasks:task:* %RW~tasks:queue:* %RW~tasks:sequence %RW~tasks:deadlines {SCRIPTS}"
-            " +hget +hset +hgetall +zcard +zadd +incr)"
-        ),
-        "(%R~tasks:* %R~agent:* +get +mget +hlen +zcard +smembers)",
-    ],
-    "dispatcher": [
-        (
-            f"(~tasks:* {SCRIPTS} +get +set +del +incr +hget +hmget +hset +hdel +hkeys +hincrby"
-            " +sadd +zadd +zrem +zrange +expire)"
-        ),
-        "(%R~agent:* %R~agent-done:* +get)",
-    ],
-    "agent": ["(~agent:* +set +del)", "(~agent-done:* +set +get)"],
-}
 # Short enough for a test, long enough for a busy machine.
 BEAT_SECONDS, DEAD_SECONDS = 0.2, 1.5
 
@@ -65,9 +47,7 @@ _numbers = itertools.count(1)
 
 
 def create_users(server: RedisServer) -> None:
-    with Redis.from_url(server.url) as administrator:
-        for name, rights in RIGHTS.items():
-            administrator.execute_command("ACL", "SETUSER", name, "reset", "on", ">secret", *rights)
+    create_redis_users(server, "api", "dispatcher", "agent", password="secret")
 
 
 @dataclass
@@ -172,7 +152,7 @@ class World:
         """Call a method of the coordinator, as the API's user."""
 
         async def main() -> Any:
-            redis = redis_client(msgspec.convert(self.redis_config, RedisConfig), timeout=10)
+            redis = redis_client(msgspec.convert(self.redis_config, RedisConfig), timeout=30)
             try:
                 coordinator = AgentCoordinator(redis, settings or CoordinatorConfig())
                 return await getattr(coordinator, method)(*arguments, **keywords)
@@ -237,6 +217,8 @@ def world(redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         redis.start()
     with Redis.from_url(redis.url) as administrator:
         administrator.flushall()
+        # Otherwise each submission waits for the next second.
+        administrator.config_set("appendfsync", "always")
     create_users(redis)
     (tmp_path / "credentials").mkdir()
     (tmp_path / "credentials" / "redis_password").write_text("secret")
@@ -292,6 +274,7 @@ def test_bad_submissions(world: World) -> None:
         ({"task_id": "x" * 65}, "is not allowed"),
         ({"payload": {"text": "x" * 70_000}}, "payload has 700"),
         ({"payload": {"text": object()}}, "payload is not JSON"),
+        ({"payload": {"x": [1.0, float("nan")]}}, "payload is not JSON: NaN and infinities"),
     ):
         with pytest.raises(TaskError, match=message):
             world.submit(**{"payload": {}, **arguments})  # type: ignore[arg-type]
@@ -317,6 +300,57 @@ def test_redis_down_is_said_and_tasks_survive(world: World) -> None:
         with pytest.raises(CoordinatorUnavailableError):
             world.submit()
     assert world.status(task_id).state == "PENDING"
+
+
+def test_no_clock_that_steps_fails_a_task(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Pi without a clock of its own starts days behind, and steps once it knows the time."""
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() - 3 * 86400)
+    task_id = world.submit()
+    monkeypatch.setattr("time.time", lambda: real() + 3 * 86400)
+
+    async def main() -> None:
+        config = {**world.redis_config, "username": "dispatcher"}
+        redis = redis_client(msgspec.convert(config, RedisConfig))
+        fence = await Lease(redis, "me", 10).acquire()
+        assert fence is not None
+        store = TaskStore(redis, fence, 60)
+        assert await store.due("too late") == 0
+        attempt = await store.assign(Waiting(task_id, "llm", 0), "a", "1")
+        assert attempt is not None
+        await store.again(attempt, "x", seconds=0.05, counted=True, tried=[])
+        monkeypatch.setattr("time.time", lambda: real() - 3 * 86400)
+        deadline = time.monotonic() + 20
+        while not (await store.look([])).queues["llm"]:
+            assert time.monotonic() < deadline, "a step back delays nothing"
+            assert await store.due("too late") == 0
+        await redis.aclose()
+
+    asyncio.run(main())
+    assert world.status(task_id).state == "PENDING"
+
+
+def test_what_is_acknowledged_is_on_disk(world: World) -> None:
+    """A power cut takes what Redis has only written; here it never brings anything to the disk."""
+    task_id = world.submit(task_id="first")
+    with Redis.from_url(world.redis.url) as administrator:
+        administrator.config_set("appendfsync", "no")
+        try:
+            for _ in range(2):
+                with pytest.raises(CoordinatorUnavailableError, match="not on the disk yet"):
+                    world.submit(task_id="second")
+        finally:
+            administrator.config_set("appendfsync", "everysec")
+        assert world.submit(task_id="second") == "second"
+        administrator.config_set("appendonly", "no")
+        try:
+            with pytest.raises(CoordinatorUnavailableError, match="appendonly is off"):
+                world.submit(task_id="third")
+        finally:
+            administrator.config_set("appendonly", "yes")
+        # Until the file is written anew nothing counts as being on the disk.
+        eventually(lambda: not administrator.info("persistence")["aof_rewrite_in_progress"])
+    assert world.submit(task_id=task_id) == task_id
 
 
 # -- dispatching --------------------------------------------------------------------------------
@@ -433,6 +467,31 @@ def test_the_tasks_own_fault_is_final(world: World, payload: dict[str, Any], err
     world.dispatcher()
     status = world.ended(world.submit(payload))
     assert (status.state, status.attempts, status.error) == ("FAILED", 1, error)
+
+
+def test_what_only_another_agent_could_do_is_not_tried_again_here(world: World) -> None:
+    world.agent("a")
+    world.dispatcher()
+    status = world.ended(world.submit({"unable": ["a"]}))
+    assert (status.state, status.attempts, status.error) == (
+        "FAILED",
+        1,
+        "attempt 1 on a: a is not set up",
+    )
+
+
+def test_what_one_agent_cannot_do_another_does_and_the_error_is_gone(world: World) -> None:
+    world.agent("a")
+    world.agent("b")
+    world.dispatcher()
+    tasks = [world.submit({"unable": [name]}) for name in ("a", "b")]
+    tasks += [world.submit({"fail": [name]}) for name in ("a", "b")]
+    ended = [world.ended(task_id) for task_id in tasks]
+    assert {(status.state, status.error) for status in ended} == {("COMPLETED", None)}
+    assert max(status.attempts for status in ended) == 2, "at least one was tried twice"
+    with Redis.from_url(world.redis.url) as administrator:
+        for task_id in tasks:
+            assert not administrator.hexists(f"tasks:task:{task_id}", "payload"), "takes no room"
 
 
 def test_wrong_credential_is_the_agents_fault(world: World) -> None:
@@ -566,6 +625,62 @@ def test_busy_agent_is_asked_again(world: World) -> None:
 # -- the dispatcher itself ----------------------------------------------------------------------
 
 
+def until_dispatcher_waits(world: World) -> None:
+    """Wait until a dispatcher's command waits in Redis."""
+
+    def probe() -> bool:
+        with Redis.from_url(world.redis.url, decode_responses=True) as administrator:
+            clients = administrator.client_list()
+        return [client["user"] for client in clients if "b" in client["flags"]] == ["dispatcher"]
+
+    eventually(probe, what="the dispatcher waits in Redis")
+
+
+def test_idle_dispatcher_waits_and_is_woken(world: World) -> None:
+    """Of its rounds only the one that the wake-up begins comes soon enough."""
+    world.agent("a")
+    dispatcher = world.dispatcher(lease_seconds=120.0, poll_seconds=10.0)
+    for number in range(2):
+        until_dispatcher_waits(world)
+        world.until_begun(world.submit({"n": number}))
+    assert dispatcher.healthy()
+    assert dispatcher.terminate() == 0
+
+
+def test_task_whose_wake_up_was_lost_is_done(world: World) -> None:
+    """Also that of an API which has been rolled back to a release without wake-ups."""
+    world.agent("a")
+    task_id = world.submit()
+    with Redis.from_url(world.redis.url) as administrator:
+        administrator.rename("tasks:queue:llm", "aside")
+        world.dispatcher()
+        until_dispatcher_waits(world)
+        administrator.rename("aside", "tasks:queue:llm")
+    assert world.ended(task_id).state == "COMPLETED"
+
+
+def test_no_task_has_waited_while_the_dispatcher_was_idle(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = CoordinatorConfig(queue_seconds=60)
+    task_id = world.submit(settings=settings)
+
+    async def main() -> None:
+        config = {**world.redis_config, "username": "dispatcher"}
+        redis = redis_client(msgspec.convert(config, RedisConfig))
+        fence = await Lease(redis, "me", 10).acquire()
+        assert fence is not None
+        store = TaskStore(redis, fence, 60)
+        clock = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + 3600)
+        monkeypatch.setattr("prime_spark.agents.store.time", clock)
+        await store.wait(redis, 10)
+        assert await store.due("too late") == 0
+        await redis.aclose()
+
+    asyncio.run(main())
+    assert world.status(task_id).state == "PENDING"
+
+
 def test_killed_dispatchers_tasks_are_taken_over(world: World) -> None:
     world.agent("a", capacity=2)
     dispatcher = world.dispatcher()
@@ -584,7 +699,7 @@ def test_killed_dispatchers_tasks_are_taken_over(world: World) -> None:
 def test_task_completed_while_nobody_dispatches_is_not_done_again(world: World) -> None:
     world.agent("a")
     dispatcher = world.dispatcher()
-    task_id = world.submit({"seconds": 0.5})
+    task_id = world.submit({"seconds": 2})
     world.until(task_id, "IN_PROGRESS")
     dispatcher.kill()
     eventually(lambda: world.journal("ended"))

@@ -24,11 +24,12 @@ class Speaker:
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.end = asyncio.Event()
+        self.result: dict[str, Any] | None = None
 
     async def __call__(self, task_id: str, payload: Any) -> dict[str, Any]:
         self.begun.append(task_id)
         await self.end.wait()
-        return {"text": payload.text}
+        return self.result or {"text": payload.text}
 
 
 def request(text: str = "hello", task_id: str = "task-1") -> ExecuteRequest:
@@ -92,6 +93,17 @@ def test_a_task_outlives_whoever_asked(tmp_path: Path) -> None:
         assert speaker.begun == ["task-1"]
         await asyncio.sleep(0)
         assert running == set()
+
+    with_executor(tmp_path, check)
+
+
+def test_a_result_that_json_cannot_express_is_a_failure(tmp_path: Path) -> None:
+    async def check(executor: Executor, speaker: Speaker, running: set[str]) -> None:
+        speaker.end.set()
+        speaker.result = {"seconds": float("nan")}
+        answer = await executor.execute(request())
+        assert (answer.status, answer.retryable) == ("failed", False)
+        assert answer.error == "the result is not JSON: NaN and infinities cannot be expressed"
 
     with_executor(tmp_path, check)
 

@@ -91,3 +91,14 @@ def test_who_is_free(fleet: Fleet, now: Callable[[float], None]) -> None:
     now(5)
     fleet.gave_back(attempt("a"))
     assert [name for name, _ in fleet.free()] == ["a", "b"]
+
+
+def test_an_agent_that_is_down_may_come_back_and_do_a_task(fleet: Fleet) -> None:
+    assert fleet.others("llm", ["a"]), "b was never seen: nobody knows"
+    fleet.see({"a": beat(), "b": beat()})
+    fleet.see({"a": beat()})
+    assert fleet.others("llm", ["a"]), "b has said before that it can"
+    fleet.see({"a": beat(), "b": beat(types=("llm",))})
+    fleet.see({"a": beat()})
+    assert not fleet.others("voice_synthesis", ["a"])
+    assert not fleet.others("llm", ["a", "b"])

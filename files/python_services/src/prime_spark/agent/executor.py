@@ -22,6 +22,7 @@ from prime_spark.agent.store import AnswerStore, Kept
 from prime_spark.agents.payloads import AnyPayload, PayloadError, check_payload
 from prime_spark.agents.protocol import PRIORITIES, ExecuteAnswer, ExecuteRequest, TaskType
 from prime_spark.agents.results import Results
+from prime_spark.runtime import finite_json
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
 
 _log = structlog.get_logger(__name__)
@@ -161,12 +162,13 @@ class Executor:
     async def _answer(self, request: ExecuteRequest) -> ExecuteAnswer:
         """Run the task and turn whatever happens into an answer."""
         seconds = min(request.timeout_seconds, self._limits.task_seconds)
+        unable = False
         try:
             payload = check_payload(request.task_type, request.payload)
             async with asyncio.timeout(seconds):
                 result = await self._run(request, payload)
         except TaskFailedError as error:
-            reason, retryable = str(error), error.retryable
+            reason, retryable, unable = str(error), error.retryable, error.unable
         except PayloadError as error:
             reason, retryable = str(error), False
         except TimeoutError:
@@ -179,15 +181,27 @@ class Executor:
         else:
             return ExecuteAnswer(task_id=request.task_id, status="completed", result=result)
         return ExecuteAnswer(
-            task_id=request.task_id, status="failed", error=reason, retryable=retryable
+            task_id=request.task_id,
+            status="failed",
+            error=reason,
+            retryable=retryable,
+            unable=unable,
         )
 
     async def _run(self, request: ExecuteRequest, payload: AnyPayload) -> Any:
         handler = self._handlers.get(request.task_type)
         if handler is None:
-            raise TaskFailedError(f"this agent does not do tasks of type {request.task_type}")
+            raise TaskFailedError(
+                f"this agent does not do tasks of type {request.task_type}", unable=True
+            )
         async with self._places.take(PRIORITIES.index(request.priority)):
-            return await handler(request.task_id, payload)
+            result = await handler(request.task_id, payload)
+        try:
+            finite_json.encode(result)
+        except (TypeError, ValueError) as error:
+            reason = f"the result is not JSON: {error}"
+            raise TaskFailedError(reason, retryable=False) from error
+        return result
 
 
 class PriorityPlaces:

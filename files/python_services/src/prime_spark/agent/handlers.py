@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 
 from prime_spark.agent.errors import TaskFailedError
 from prime_spark.agent.executor import Handler
 from prime_spark.agent.fetch import AudioFetcher
 from prime_spark.agent.recognition import Recognizer
 from prime_spark.agent.synthesis import Synthesizer
-from prime_spark.agents.payloads import VoiceRecognition, VoiceSynthesis, artifact_key
+from prime_spark.agents.payloads import SPOKEN, VoiceRecognition, VoiceSynthesis, artifact_key
 from prime_spark.agents.protocol import TaskType
 from prime_spark.llm.router import LLMRouter
 from prime_spark.llm.types import GenerateRequest, LLMError, LLMRejectedError
@@ -27,6 +28,8 @@ from prime_spark.memory.nas import (
 )
 from prime_spark.runtime.threads import BoundedCalls
 
+_log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 
 
@@ -38,6 +41,7 @@ class Handlers:
         *,
         storage: NASStorage,
         calls: BoundedCalls,
+        artifact_bytes: int,
         synthesizer: Synthesizer,
         recognizer: Recognizer,
         fetcher: AudioFetcher,
@@ -46,6 +50,8 @@ class Handlers:
     ) -> None:
         self._storage = storage
         self._calls = calls
+        self._artifact_bytes = artifact_bytes
+        self._unpruned = artifact_bytes  # unknown at first
         self._synthesizer = synthesizer
         self._recognizer = recognizer
         self._fetcher = fetcher
@@ -70,6 +76,7 @@ class Handlers:
             rate, frames = file.getframerate(), file.getnframes()
         key = artifact_key(task_id)
         await self._nas(lambda: self._storage.store(key, data))
+        await self._prune(len(data))
         return {
             "artifact": key,
             "content_type": "audio/wav",
@@ -92,7 +99,7 @@ class Handlers:
     async def generate(self, task_id: str, payload: GenerateRequest) -> Any:  # noqa: ARG002
         """Have a language model answer."""
         if self._router is None:
-            raise TaskFailedError("this agent has no language model")
+            raise TaskFailedError("this agent has no language model", unable=True)
         try:
             result = await self._router.generate(payload)
         except LLMRejectedError as error:
@@ -100,6 +107,20 @@ class Handlers:
         except LLMError as error:
             raise TaskFailedError(str(error)) from error
         return msgspec.to_builtins(result)
+
+    async def _prune(self, written: int) -> None:
+        """Let the oldest of what was spoken go, not each time: looking at all of it takes long."""
+        self._unpruned += written
+        if self._unpruned < self._artifact_bytes // 16:
+            return
+        self._unpruned = 0
+        try:
+            limit = self._artifact_bytes
+            removed = await self._calls.run(lambda: self._storage.prune(SPOKEN, limit))
+            if removed:
+                _log.info("oldest spoken files removed", files=removed, limit_bytes=limit)
+        except (NASError, TimeoutError) as error:  # the task is done all the same
+            _log.warning("spoken files not pruned", error=str(error))
 
     async def _audio(self, payload: VoiceRecognition) -> bytes:
         if payload.audio_url is not None:

@@ -64,7 +64,7 @@ class Recognizer:
         """Return what is said in a WAV file; raises TaskFailedError."""
         engine = self.engine(payload)
         if missing := self.missing(engine):
-            raise TaskFailedError(missing)
+            raise TaskFailedError(missing, unable=True)
         if payload.grammar is not None and engine != "pocketsphinx":
             raise TaskFailedError(f"the engine {engine} takes no grammar", retryable=False)
         job = Job(

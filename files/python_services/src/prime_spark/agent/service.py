@@ -65,6 +65,7 @@ class Agent:
         handlers = Handlers(
             storage=self._storage,
             calls=self._calls,
+            artifact_bytes=config.nas.artifact_bytes,
             synthesizer=self._synthesizer,
             recognizer=self._recognizer,
             fetcher=self._fetcher,
@@ -122,7 +123,8 @@ class Agent:
     async def _give_up_when_taken_for_dead(self, heartbeat: Heartbeat, service: Service) -> None:
         """End tasks that were given to another agent because ours was not heard of."""
         expired = True
-        while not await service.pause(_LEASE_CHECK_SECONDS):
+        # Every heartbeat expires later than the one before, so no look is needed until then.
+        while not await service.pause(max(heartbeat.believed_seconds, _LEASE_CHECK_SECONDS)):
             if heartbeat.expired and not expired:
                 _log.error("no sign of life taken in time, ending tasks", running=heartbeat.running)
                 await self._executor.cut_off("the agent lost touch with the dispatcher's Redis")

@@ -34,11 +34,15 @@ class CallerConfig(Config, frozen=True):
 
 
 class NasConfig(Config, frozen=True):
-    """Where the share is mounted, and how long and how often its answer is waited for."""
+    """Where the share is mounted, and how long and how often its answer is waited for.
+
+    What was spoken takes about `artifact_bytes` there, of all agents together: the oldest files go.
+    """
 
     directory: NonEmpty = "/mnt/nas"
     timeout_seconds: PositiveSeconds = 20.0
     max_calls: Positive = 4
+    artifact_bytes: Positive = 4 * 1024 * 1024 * 1024
 
 
 class LimitsConfig(Config, frozen=True):

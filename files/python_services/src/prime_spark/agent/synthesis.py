@@ -46,7 +46,7 @@ class Synthesizer:
         """
         engine = self.engine(payload)
         if missing := self.missing(engine):
-            raise TaskFailedError(missing)
+            raise TaskFailedError(missing, unable=True)
         with tempfile.TemporaryDirectory(prefix="prime-spark-voice-") as folder:
             # Into a file: what espeak-ng writes to a pipe has no lengths in its header.
             target = Path(folder) / "speech.wav"

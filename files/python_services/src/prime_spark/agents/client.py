@@ -31,10 +31,14 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class AgentFailed(msgspec.Struct, frozen=True):
-    """This agent has not done the task and is not at it; another may. `faulty`: leave it alone."""
+    """This agent has not done the task and is not at it; another may.
+
+    `faulty`: leave the agent alone for a while. `unable`: it will never do this task.
+    """
 
     reason: str
     faulty: bool = False
+    unable: bool = False
 
 
 class Busy(msgspec.Struct, frozen=True):
@@ -133,7 +137,9 @@ class AgentClient:
         """Return what an agent's answer means."""
         if answer.status == "failed":
             reason = (answer.error or "no reason given")[:_MAX_REASON_CHARS]
-            return AgentFailed(reason) if answer.retryable else Failed(reason)
+            if not answer.retryable:
+                return Failed(reason)
+            return AgentFailed(reason, unable=answer.unable)
         result = msgspec.json.encode(answer.result)
         if len(result) > self._max_bytes:
             return Failed(f"the result has {len(result)} bytes, at most {self._max_bytes} are kept")

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from prime_spark.agents import scripts
 from prime_spark.agents.protocol import (
@@ -25,9 +26,14 @@ from prime_spark.agents.protocol import (
 )
 from prime_spark.agents.settings import CoordinatorConfig
 from prime_spark.events import new_event_id
+from prime_spark.runtime import finite_json
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
 
 _MAX_OWNER_CHARS = 128
+# What Redis needs for a task beside its payload, generously.
+_TASK_BYTES = 4096
+# Redis brings its file to the disk every second. Each wait is shorter than the client's own limit.
+_SYNCS, _SYNC_MILLISECONDS = 10, 500
 
 
 class TaskError(ValueError):
@@ -40,6 +46,10 @@ class TaskConflictError(Exception):
 
 class QueueFullError(Exception):
     """So many tasks of this type wait already that no more are taken."""
+
+
+class NoRoomError(Exception):
+    """Redis has no room for the task."""
 
 
 class CoordinatorUnavailableError(Exception):
@@ -78,8 +88,9 @@ class AgentCoordinator:
     ) -> str:
         """Queue a task and return its id, a new one unless `task_id` is given.
 
-        Submitting the same again under the same id changes nothing and returns that id. Raises
-        TaskError, TaskConflictError or QueueFullError.
+        The task is on Redis' disk then: a power cut does not take it. Submitting the same again
+        under the same id changes nothing and returns that id. Raises
+        TaskError, TaskConflictError, QueueFullError or NoRoomError.
         """
         settings = self._settings
         if task_type not in TASK_TYPES:
@@ -111,23 +122,30 @@ class AgentCoordinator:
             scripts.QUEUE + task_type,
             scripts.SEQUENCE,
             scripts.DEADLINES,
+            scripts.WAKE,
         ]
         arguments: list[str | bytes | float] = [
             identifier,
             hashlib.sha256(content).hexdigest(),
             settings.max_queued,
             PRIORITIES.index(priority),
-            now + settings.queue_seconds,
+            settings.queue_seconds,
+            len(data) + _TASK_BYTES,
         ]
         arguments += [item for pair in fields.items() for item in pair]
         try:
-            answer = await self._submit(keys=keys, args=arguments)
+            async with self._redis.client() as connection:
+                answer = await self._submit(keys=keys, args=arguments, client=connection)
+                if answer in {b"new", b"known"}:
+                    await _on_disk(connection)
         except REDIS_ERRORS as error:
             raise CoordinatorUnavailableError(describe_redis_error(error)) from error
         if answer == b"conflict":
             raise TaskConflictError(f"there is another task with the id {identifier}")
         if answer == b"full":
             raise QueueFullError(f"{settings.max_queued} {task_type} tasks wait already")
+        if answer == b"room":
+            raise NoRoomError("redis has no room left but what the fleet itself needs")
         return identifier
 
     async def get_task_status(self, task_id: str) -> TaskStatus | None:
@@ -181,6 +199,23 @@ def decode_beat(data: bytes | None) -> Beat | None:
         return None
 
 
+async def _on_disk(connection: Redis) -> None:
+    """Wait until what this connection has written is on Redis' disk: a second, usually."""
+    try:
+        for _ in range(_SYNCS):
+            local, _ = await connection.waitaof(1, 0, _SYNC_MILLISECONDS)
+            if local:
+                return
+    except ResponseError as error:
+        if "appendonly is disabled" not in str(error):
+            raise
+        reason = "appendonly is off in Redis: tasks would be lost when it ends"
+        raise CoordinatorUnavailableError(reason) from error
+    raise CoordinatorUnavailableError(
+        "Redis has the task, but not on the disk yet; with a task_id it is safe to submit it again"
+    )
+
+
 def _checked_id(task_id: str) -> str:
     try:
         return msgspec.convert(task_id, TaskId)
@@ -193,7 +228,7 @@ def _checked_id(task_id: str) -> str:
 
 def _encoded(payload: Mapping[str, Any]) -> bytes:
     try:
-        return msgspec.json.encode(dict(payload), order="deterministic")
+        return finite_json.encode(dict(payload), order="deterministic")
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise TaskError(f"payload is not JSON: {error}") from error
 

@@ -44,6 +44,7 @@ from prime_spark.streaming.clients import describe
 _log = structlog.get_logger(__name__)
 
 _CLOSE_SECONDS = 2.0
+_ANSWER_SECONDS = 1.0
 
 
 class Dispatcher:
@@ -53,6 +54,10 @@ class Dispatcher:
         self._config = config
         self._registry = registry
         self._redis = redis_client(config.redis)
+        self._renew_seconds = config.lease_seconds / 3
+        # Of its own: a command that waits in Redis is answered late on purpose.
+        patience = max(self._renew_seconds, config.poll_seconds) + _ANSWER_SECONDS
+        self._waiting_redis = redis_client(config.redis, timeout=patience)
         self._client = AgentClient(config.credential, config.max_result_bytes)
         self._results = Results(self._redis)
         holder = f"{socket.gethostname()}-{secrets.token_hex(4)}"
@@ -94,12 +99,13 @@ class Dispatcher:
                 with contextlib.suppress(*REDIS_ERRORS):
                     await self._lease.release()
                 await close_within(_CLOSE_SECONDS, self._client.close())
+                await close_within(_CLOSE_SECONDS, self._waiting_redis.aclose())
                 await close_within(_CLOSE_SECONDS, self._redis.aclose())
 
     async def _stand_by(self, service: Service) -> None:
         holder = await self._lease.current_holder()
         self._health.set("agents", True, f"standing by: {holder} dispatches")
-        await service.pause(self._config.lease_seconds / 3)
+        await service.pause(self._renew_seconds)
 
     async def _lead(self, service: Service, fence: int) -> None:
         """Dispatch with the lease; raises OvertakenError, or one of REDIS_ERRORS at first."""
@@ -120,23 +126,28 @@ class Dispatcher:
             service.beat("dispatch")
             self._changed.clear()
             self._raise_what_ended_attempts()
+            idle = False
             try:
-                if time.monotonic() - renewed > self._config.lease_seconds / 3:
+                if time.monotonic() - renewed > self._renew_seconds:
                     asked = time.monotonic()
                     await self._lease.renew(fence)
                     renewed = asked
                 if expired := await store.due("no agent has done the task in time"):
                     _log.warning("tasks waited too long", count=expired)
-                await self._look_and_assign(store)
+                idle = await self._look_and_assign(store)
             except REDIS_ERRORS as error:
                 self._fleet.blind()
                 self._redis_failed(error)
             else:
                 self._redis_ok()
-            await self._pause(service)
+            until = renewed + self._renew_seconds if idle else None
+            await self._pause(service, self._rest(store, until))
 
-    async def _look_and_assign(self, store: TaskStore) -> None:
-        """See to what is under way, then give waiting tasks to free agents."""
+    async def _look_and_assign(self, store: TaskStore) -> bool:
+        """See to what is under way, then give waiting tasks to free agents.
+
+        Returns whether there is nothing to do before another task is submitted.
+        """
         view = await store.look(self._fleet.names)
         self._fleet.see(view.beats)
         self._show(view)
@@ -149,12 +160,13 @@ class Dispatcher:
         # The highest priority first, then the oldest.
         for task in sorted(waiting, key=lambda task: task.score):
             if not self._lease.valid or not self._fleet.free():
-                return
+                break
             if (choice := await self._choose(store, task)) is not None:
                 name, instance = choice
                 given = await store.assign(task, name, instance)
                 if given is not None:
                     self._begin(store, given, resumed=False)
+        return view.idle and not self._attempts
 
     async def _choose(self, store: TaskStore, task: Waiting) -> tuple[str, str] | None:
         """Return name and instance of a free agent for `task`, or None."""
@@ -281,11 +293,15 @@ class Dispatcher:
                 log.warning("agent unreachable", reason=reason)
                 self._fleet.rest(attempt.agent, self._config.rest_seconds)
                 await self._give_back(store, attempt, reason)
-            case AgentFailed(reason, faulty):
+            case AgentFailed(reason, faulty, unable):
                 log.warning("attempt failed", reason=reason)
                 if faulty:
                     self._fleet.rest(attempt.agent, self._config.rest_seconds)
-                await self._retry(store, attempt, reason)
+                tried = (*attempt.tried, attempt.agent)
+                if unable and not self._fleet.others(attempt.task_type, tried):
+                    await self._fail(store, attempt, reason)
+                else:
+                    await self._retry(store, attempt, reason)
 
     async def _fail(self, store: TaskStore, attempt: Attempt, reason: str) -> None:
         number = f"attempt {attempt.number} on {attempt.agent}"
@@ -338,14 +354,27 @@ class Dispatcher:
         await asyncio.gather(*attempts, return_exceptions=True)
         self._metrics.running.set(0)
 
-    async def _pause(self, service: Service) -> None:
-        """Wait for the next round; an attempt that ends begins it at once."""
+    async def _rest(self, store: TaskStore, until: float | None) -> None:
+        """Wait for the next poll; with `until`, instead of polling, for a task to be submitted.
+
+        No longer than that, for a wake-up may get lost.
+        """
+        shortest = self._config.poll_seconds
+        if until is not None:
+            with contextlib.suppress(*REDIS_ERRORS):  # that Redis is away, the next round tells
+                await store.wait(self._waiting_redis, max(until - time.monotonic(), shortest))
+                return
+        await asyncio.sleep(shortest)
+
+    async def _pause(self, service: Service, rest: Awaitable[None]) -> None:
+        """Rest until the next round; an attempt that ends begins it at once."""
+        resting = asyncio.ensure_future(rest)
         waits = [asyncio.ensure_future(event.wait()) for event in (self._changed, service.stop)]
-        await asyncio.wait(
-            waits, timeout=self._config.poll_seconds, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait({resting, *waits}, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+        if not resting.cancel():
+            resting.result()
 
     def _count(self, attempt: Attempt, state: str) -> None:
         self._metrics.ended.labels(attempt.task_type, state).inc()

@@ -27,6 +27,7 @@ class Fleet:
         self.urls = {agent.name: agent.url for agent in agents}
         self._dead_seconds = dead_seconds
         self._beats: dict[str, Beat] = {}
+        self._known: dict[str, Beat] = {}  # the last one of each, of those that are down as well
         self._running: dict[str, set[str]] = {name: set() for name in self.urls}
         self._rest_until: dict[str, float] = {}
         self._watching_since: float | None = None
@@ -41,6 +42,7 @@ class Fleet:
         if self._watching_since is None:
             self._watching_since = time.monotonic()
         self._beats = dict(beats)
+        self._known |= self._beats
 
     def blind(self) -> None:
         """Redis does not answer. The agents could not renew their signs of life meanwhile."""
@@ -83,7 +85,11 @@ class Fleet:
         return [(name, beat) for _, name, beat in sorted(free, key=lambda item: item[:2])]
 
     def others(self, task_type: TaskType, tried: Sequence[str]) -> bool:
-        """Whether an agent that lives and has not tried it yet could do such a task."""
+        """Whether an agent that has not tried it yet could do such a task.
+
+        One that is down may come back; one that was never seen may be able to do anything.
+        """
+        untried = [name for name in self.urls if name not in tried]
         return any(
-            task_type in beat.task_types and name not in tried for name, beat in self._beats.items()
+            name not in self._known or task_type in self._known[name].task_types for name in untried
         )

@@ -57,6 +57,11 @@ class Heartbeat:
         return time.monotonic() > self._believed_until
 
     @property
+    def believed_seconds(self) -> float:
+        """Seconds until the last heartbeat that Redis has stored expires."""
+        return self._believed_until - time.monotonic()
+
+    @property
     def detail(self) -> str:
         """Why the last sign of life was not taken; empty when it was."""
         return self._detail

@@ -14,6 +14,7 @@ from prime_spark.llm.types import GenerateRequest
 SynthesisEngine = Literal["espeak-ng", "piper"]
 RecognitionEngine = Literal["pocketsphinx", "vosk", "faster-whisper"]
 ARTIFACTS = "artifacts/"
+SPOKEN = f"{ARTIFACTS}voice"
 
 _LINE_BREAKS = {"\n", "\t"}
 # A JSGF grammar may import others: files of the agent's host.
@@ -94,4 +95,4 @@ def check_payload(task_type: TaskType, payload: dict[str, Any]) -> AnyPayload:
 
 def artifact_key(task_id: str) -> str:
     """Return the key of a spoken text on the NAS: the same task writes the same object."""
-    return f"{ARTIFACTS}voice/{task_id}.wav"
+    return f"{SPOKEN}/{task_id}.wav"

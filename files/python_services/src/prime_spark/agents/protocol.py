@@ -39,7 +39,8 @@ class ExecuteAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The agent's answer once the task has ended (status 200).
 
     A failure is tried again, on another agent where there is one, unless `retryable` is False:
-    the task itself is to blame then.
+    the task itself is to blame then. With `unable` this agent lacks what it takes, an engine say:
+    only another agent is asked.
     """
 
     task_id: TaskId
@@ -47,6 +48,7 @@ class ExecuteAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     result: Any = None
     error: str | None = None
     retryable: bool = True
+    unable: bool = False
 
 
 class Beat(msgspec.Struct, frozen=True):

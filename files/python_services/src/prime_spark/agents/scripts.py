@@ -8,14 +8,21 @@ Keys, all under `tasks:`
     deadlines      sorted set: tasks that are not finished, by when waiting becomes pointless
     active         hash: ASSIGNED and IN_PROGRESS tasks and their agents
     agents         set: the agents' names
+    clock          seconds while somebody dispatched; deadlines and delays are by this clock
     sequence       counter of submissions
+    wake           sorted set: not empty since a submission; what an idle dispatcher waits for
     lease, fence   who dispatches, and how often that has changed
 
 Whoever takes the lease raises the fence, and each change by a dispatcher checks that the fence
 is still its own: one that was paused and overtaken can change nothing any more.
+
+No host's clock decides: a Pi that starts days behind and steps, Redis' host among them, would
+fail every task that waits. The dispatcher tells how many seconds it has seen pass.
 """
 
 from __future__ import annotations
+
+from prime_spark.runtime.shelf import MAKE_ROOM
 
 PREFIX = "tasks:"
 TASK = f"{PREFIX}task:"
@@ -25,6 +32,8 @@ DEADLINES = f"{PREFIX}deadlines"
 ACTIVE = f"{PREFIX}active"
 AGENTS = f"{PREFIX}agents"
 SEQUENCE = f"{PREFIX}sequence"
+CLOCK = f"{PREFIX}clock"
+WAKE = f"{PREFIX}wake"
 LEASE = f"{PREFIX}lease"
 FENCE = f"{PREFIX}fence"
 BEAT = "agent:"
@@ -32,23 +41,41 @@ BEAT = "agent:"
 # What a fenced script answers to one that was overtaken.
 FENCED = "FENCED"
 
-# KEYS task queue sequence deadlines; ARGV id digest max_queued rank deadline field value...
-SUBMIT = """
+# Of before there was one, or the first dispatcher: what hosts then took for the time.
+_CLOCK = f"""
+local function clock()
+  return tonumber(redis.call('GET', '{CLOCK}') or redis.call('TIME')[1])
+end
+"""
+
+# KEYS task queue sequence deadlines wake; ARGV id digest max_queued rank seconds bytes field
+# value... What is known is written again: who asks waits until this connection's writes are on
+# disk.
+SUBMIT = (
+    MAKE_ROOM
+    + _CLOCK
+    + """
 local known = redis.call('HGET', KEYS[1], 'digest')
 if known then
+  redis.call('HSET', KEYS[1], 'digest', known)
   return known == ARGV[2] and 'known' or 'conflict'
 end
 if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[3]) then
   return 'full'
 end
+if not make_room(tonumber(ARGV[6])) then
+  return 'room'
+end
+redis.call('ZADD', KEYS[5], 0, 'submitted')
 local number = redis.call('INCR', KEYS[3])
 -- Ranks are far enough apart for 2^48 tasks; a double holds every value exactly.
 local score = string.format('%.0f', tonumber(ARGV[4]) * 2^48 + number)
-redis.call('HSET', KEYS[1], 'digest', ARGV[2], 'score', score, unpack(ARGV, 6))
+redis.call('HSET', KEYS[1], 'digest', ARGV[2], 'score', score, unpack(ARGV, 7))
 redis.call('ZADD', KEYS[2], score, ARGV[1])
-redis.call('ZADD', KEYS[4], ARGV[5], ARGV[1])
+redis.call('ZADD', KEYS[4], clock() + ARGV[5], ARGV[1])
 return 'new'
 """
+)
 
 # KEYS lease fence; ARGV holder milliseconds
 ACQUIRE = """
@@ -135,6 +162,8 @@ FINISH = (
     _FENCE
     + _UNDER_WAY
     + """
+-- What attempts before said is not the end's, and nobody needs the payload any more.
+redis.call('HDEL', KEYS[2], 'error', 'payload')
 redis.call('HSET', KEYS[2], 'state', ARGV[6], ARGV[7], ARGV[8], 'updated', ARGV[4],
   'finished', ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[5])
@@ -144,9 +173,10 @@ return 1
 """
 )
 
-# KEYS fence task active delayed; ARGV fence id attempt now due error tried counted(0/1)
+# KEYS fence task active delayed; ARGV fence id attempt now seconds error tried counted(0/1)
 AGAIN = (
     _FENCE
+    + _CLOCK
     + _UNDER_WAY
     + """
 redis.call('HSET', KEYS[2], 'state', 'PENDING', 'agent', '', 'error', ARGV[6], 'tried', ARGV[7],
@@ -155,17 +185,24 @@ if ARGV[8] == '0' then
   redis.call('HINCRBY', KEYS[2], 'attempts', -1)
 end
 redis.call('HDEL', KEYS[3], ARGV[2])
-redis.call('ZADD', KEYS[4], ARGV[5], ARGV[2])
+redis.call('ZADD', KEYS[4], clock() + ARGV[5], ARGV[2])
 return 1
 """
 )
 
-# KEYS fence delayed deadlines; ARGV fence now keep_seconds error task-prefix queue-prefix. Puts
-# what is due back into its queue, and fails what has waited too long.
+# KEYS fence delayed deadlines clock; ARGV fence now keep_seconds error task-prefix queue-prefix
+# elapsed. Puts what is due back into its queue, and fails what has waited too long. The clock
+# stands still while no task waits for it.
 DUE = (
     _FENCE
+    + _CLOCK
     + """
-for _, id in ipairs(redis.call('ZRANGE', KEYS[2], '-inf', ARGV[2], 'BYSCORE', 'LIMIT', 0, 100)) do
+if redis.call('ZCARD', KEYS[2]) + redis.call('ZCARD', KEYS[3]) == 0 then
+  return 0
+end
+local due = string.format('%.3f', clock() + ARGV[7])
+redis.call('SET', KEYS[4], due)
+for _, id in ipairs(redis.call('ZRANGE', KEYS[2], '-inf', due, 'BYSCORE', 'LIMIT', 0, 100)) do
   local task = redis.call('HMGET', ARGV[5] .. id, 'type', 'score')
   if task[1] then
     redis.call('ZADD', ARGV[6] .. task[1], task[2], id)
@@ -173,7 +210,7 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[2], '-inf', ARGV[2], 'BYSCORE', 'L
   redis.call('ZREM', KEYS[2], id)
 end
 local expired = 0
-for _, id in ipairs(redis.call('ZRANGE', KEYS[3], '-inf', ARGV[2], 'BYSCORE', 'LIMIT', 0, 100)) do
+for _, id in ipairs(redis.call('ZRANGE', KEYS[3], '-inf', due, 'BYSCORE', 'LIMIT', 0, 100)) do
   local task = redis.call('HMGET', ARGV[5] .. id, 'type', 'state', 'error')
   if task[2] == 'PENDING' then
     local error = ARGV[4]
@@ -184,6 +221,7 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[3], '-inf', ARGV[2], 'BYSCORE', 'L
     redis.call('ZREM', KEYS[2], id)
     redis.call('HSET', ARGV[5] .. id, 'state', 'FAILED', 'error', error, 'updated', ARGV[2],
       'finished', ARGV[2])
+    redis.call('HDEL', ARGV[5] .. id, 'payload')
     redis.call('EXPIRE', ARGV[5] .. id, ARGV[3])
     redis.call('ZREM', KEYS[3], id)
     expired = expired + 1

@@ -38,7 +38,8 @@ class DispatcherConfig(Config, frozen=True):
 
     The agents stand here and not in Redis, so that the credential goes to no other address.
     `agent_dead_seconds` has to be the TTL of the agents' signs of life: no agent is taken for
-    dead before so much time has passed with Redis answering.
+    dead before so much time has passed with Redis answering. Every `poll_seconds` Redis is asked
+    what there is to do, but not while there is nothing.
     """
 
     redis: RedisConfig

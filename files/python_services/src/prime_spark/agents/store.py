@@ -45,11 +45,20 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class View(msgspec.Struct, frozen=True):
-    """Signs of life, the first waiting tasks of each type, and the ids that are under way."""
+    """Heartbeats, the first waiting tasks of each type, and the ids that are under way.
+
+    `delayed` counts the tasks that are tried again later.
+    """
 
     beats: dict[str, Beat]
     queues: dict[TaskType, list[Waiting]]
     active: set[str]
+    delayed: int
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do before another task is submitted."""
+        return not (self.active or self.delayed or any(self.queues.values()))
 
 
 class _Script(Protocol):
@@ -112,6 +121,7 @@ class TaskStore:
         self._redis = redis
         self._fence = fence
         self._keep_seconds = keep_seconds
+        self._seen = time.monotonic()
         self._announce: _Script = redis.register_script(scripts.ANNOUNCE)
         self._assign: _Script = redis.register_script(scripts.ASSIGN)
         self._started: _Script = redis.register_script(scripts.STARTED)
@@ -127,11 +137,12 @@ class TaskStore:
         """Return what there is to dispatch."""
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.hkeys(scripts.ACTIVE)
+            pipeline.zcard(scripts.DELAYED)
             for name in agents:
                 pipeline.get(scripts.BEAT + name)
             for task_type in TASK_TYPES:
                 pipeline.zrange(scripts.QUEUE + task_type, 0, _WINDOW - 1, withscores=True)
-            active, *answers = await pipeline.execute()
+            active, delayed, *answers = await pipeline.execute()
         beats = {
             name: beat
             for name, data in zip(agents, answers, strict=False)
@@ -141,7 +152,7 @@ class TaskStore:
             task_type: [Waiting(item.decode(), task_type, score) for item, score in answer]
             for task_type, answer in zip(TASK_TYPES, answers[len(agents) :], strict=True)
         }
-        return View(beats, queues, {identifier.decode() for identifier in active})
+        return View(beats, queues, {identifier.decode() for identifier in active}, delayed)
 
     async def attempt(self, task_id: str) -> Attempt | None:
         """Return the attempt that a task is at, or None when there is no such task."""
@@ -192,8 +203,7 @@ class TaskStore:
     ) -> bool:
         """The task is PENDING again, and taken up in `seconds`."""
         keys = [scripts.FENCE, scripts.TASK + attempt.task_id, scripts.ACTIVE, scripts.DELAYED]
-        now = time.time()
-        arguments = [attempt.task_id, attempt.number, now, now + seconds, reason]
+        arguments = [attempt.task_id, attempt.number, time.time(), seconds, reason]
         return bool(
             await self._run(
                 self._again, keys, *arguments, ",".join(sorted(set(tried))), int(counted)
@@ -202,9 +212,20 @@ class TaskStore:
 
     async def due(self, reason: str) -> int:
         """Queue what is due, fail with `reason` what has waited too long; return how many."""
-        keys = [scripts.FENCE, scripts.DELAYED, scripts.DEADLINES]
+        keys = [scripts.FENCE, scripts.DELAYED, scripts.DEADLINES, scripts.CLOCK]
+        now = time.monotonic()
         arguments = [time.time(), self._keep_seconds, reason, scripts.TASK, scripts.QUEUE]
-        return int(await self._run(self._due, keys, *arguments))
+        count = int(await self._run(self._due, keys, *arguments, now - self._seen))
+        self._seen = now
+        return count
+
+    async def wait(self, redis: Redis, seconds: float) -> None:
+        """Wait for a task to be submitted, `seconds` at most, while there is none.
+
+        `redis` has to wait for longer than that for an answer.
+        """
+        await redis.bzpopmin(scripts.WAKE, timeout=seconds)
+        self._seen = time.monotonic()  # no task has waited meanwhile
 
     async def _end(self, attempt: Attempt, state: str, field: str, value: str | bytes) -> bool:
         keys = [scripts.FENCE, scripts.TASK + attempt.task_id, scripts.ACTIVE, scripts.DEADLINES]
