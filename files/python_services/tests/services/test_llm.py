@@ -167,7 +167,7 @@ def test_the_cloud_answers_when_the_edge_is_too_slow(
                 result = await router.generate(HELLO)
             assert result is not None
             assert result.source == "cloud"
-            assert 0.5 <= time.monotonic() - started < 5
+            assert 0.5 <= time.monotonic() - started < 30
 
     with paused(edge):
         run(go())
@@ -266,7 +266,7 @@ def test_the_circuit_opens_and_closes(edge: LlamaServer, cloud: LlamaServer) -> 
             assert router.counted("attempts_total", backend="edge", outcome="failed") == 2
             assert router.events[-1].metadata["route"] == "edge skipped, cloud"
             edge.resume()
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while (await router.generate(HELLO)).source != "edge":
                 assert time.monotonic() < deadline, "the circuit did not close"
                 await asyncio.sleep(0.1)
@@ -435,7 +435,7 @@ def test_cached_answers_expire(edge: LlamaServer, cache: RedisServer) -> None:
             assert router.redis is not None
             await router.redis.flushall()
             await router.generate(HELLO)
-            (key,) = await router.redis.keys("*")
+            (key,) = await router.redis.keys("llm:cache:[^.]*")
             assert key.startswith(b"llm:cache:")
             assert 0 < await router.redis.ttl(key) <= 3600
 

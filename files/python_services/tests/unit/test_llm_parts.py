@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
 from prime_spark.config import ConfigError, credentials_of, decode_config
 from prime_spark.events import Inference, encode
@@ -29,24 +30,27 @@ class Clock:
         return self.now
 
 
+def entered(breaker: Breaker) -> int:
+    call = breaker.enter()
+    assert call is not None
+    return call
+
+
 def broken(clock: Clock, failures: int = 3) -> Breaker:
     breaker = Breaker(failures, 30, clock)
     for _ in range(failures):
-        assert breaker.enter()
-        breaker.failed()
+        breaker.failed(entered(breaker))
     return breaker
 
 
 def test_breaker_opens_after_failures_in_a_row_only() -> None:
     breaker = Breaker(3, 30, Clock())
     for outcome in (breaker.failed, breaker.failed, breaker.succeeded, breaker.failed):
-        assert breaker.enter()
-        outcome()
+        outcome(entered(breaker))
     assert breaker.state == "closed"
     for _ in range(2):
-        assert breaker.enter()
-        breaker.failed()
-    assert (breaker.state, breaker.enter()) == ("open", False)
+        breaker.failed(entered(breaker))
+    assert (breaker.state, breaker.enter()) == ("open", None)
     assert "left alone for 30 s" in breaker.refusal()
 
 
@@ -57,34 +61,52 @@ def test_breaker_tries_one_call_after_its_time() -> None:
     assert not breaker.enter()
     clock.now += 0.1
     assert breaker.state == "half-open"
-    assert breaker.enter()
+    trial = entered(breaker)
     assert not breaker.enter()  # one at a time
-    breaker.succeeded()
-    assert (breaker.state, breaker.enter()) == ("closed", True)
+    breaker.succeeded(trial)
+    assert breaker.state == "closed"
+    assert breaker.enter()
 
 
 def test_breaker_opens_again_when_the_trial_fails() -> None:
     clock = Clock()
     breaker = broken(clock)
     clock.now += 30
-    assert breaker.enter()
-    breaker.failed()
-    assert (breaker.state, breaker.enter()) == ("open", False)
+    breaker.failed(entered(breaker))
+    assert (breaker.state, breaker.enter()) == ("open", None)
 
 
 def test_a_forgotten_trial_makes_room_for_the_next() -> None:
     clock = Clock()
     breaker = broken(clock)
     clock.now += 30
+    breaker.forget(entered(breaker))
     assert breaker.enter()
-    breaker.forget()
-    assert breaker.enter()
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "forget"])
+def test_a_call_from_before_decides_nothing(outcome: str) -> None:
+    clock = Clock()
+    breaker = Breaker(1, 30, clock)
+    stale = entered(breaker)
+    breaker.failed(entered(breaker))
+    getattr(breaker, outcome)(stale)
+    assert breaker.state == "open"
+    clock.now += 30
+    trial = entered(breaker)
+    getattr(breaker, outcome)(stale)
+    assert breaker.state == "half-open"
+    assert not breaker.enter(), "the trial is still under way"
+    breaker.succeeded(trial)
+    assert breaker.state == "closed"
+    getattr(breaker, outcome)(stale)
+    assert breaker.state == "closed"
 
 
 def cache(*backends: dict[str, Any]) -> ResponseCache:
     configured = [msgspec.convert(backend, BackendConfig) for backend in backends or (EDGE,)]
     metrics = LLMMetrics(CollectorRegistry())
-    return ResponseCache(None, CacheConfig(), configured, metrics)  # type: ignore[arg-type]
+    return ResponseCache(Redis(), CacheConfig(), configured, metrics)  # never connected
 
 
 # For every field a value other than its default.

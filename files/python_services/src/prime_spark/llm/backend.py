@@ -47,22 +47,23 @@ class Backend:
         self._raise_if_left_alone()  # at once, instead of after waiting for a place
         await self._take_place()
         try:
-            self._raise_if_left_alone()
-            self._breaker.enter()
+            call = self._breaker.enter()
+            if call is None:
+                raise BackendError(self._breaker.refusal(), counts=False)
             self._running += 1
             try:
                 yield
             except BackendError as error:
                 if error.counts:
-                    self._breaker.failed()
+                    self._breaker.failed(call)
                 else:
-                    self._breaker.forget()
+                    self._breaker.forget(call)
                 raise
             except BaseException:
-                self._breaker.forget()  # whoever asked went away
+                self._breaker.forget(call)  # whoever asked went away
                 raise
             else:
-                self._breaker.succeeded()
+                self._breaker.succeeded(call)
             finally:
                 self._running -= 1
         finally:

@@ -13,7 +13,8 @@ class Breaker:
     """Closed it lets every call through; open none; half-open one, whose outcome decides.
 
     Every call that `enter` let through is followed by exactly one of `succeeded`, `failed` and
-    `forget`.
+    `forget`, with what `enter` returned. A call from before the breaker opened decides nothing any
+    more, however late it ends.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Breaker:
         self._tripped = False
         self._open_until = float("-inf")
         self._trial = False
+        self._round = 1  # changes when it opens and with each trial
 
     @property
     def state(self) -> State:
@@ -42,24 +44,31 @@ class Breaker:
             return f"left alone for {remaining:.0f} s more after {self._failures} failures"
         return "being tried after failures" if self._trial else ""
 
-    def enter(self) -> bool:
-        """Let a call through, or not."""
+    def enter(self) -> int | None:
+        """Let a call through and return its round, or not."""
         if self.refusal():
-            return False
-        self._trial = self._tripped
-        return True
+            return None
+        if self._tripped:
+            self._trial = True
+            self._round += 1
+        return self._round
 
-    def succeeded(self) -> None:
+    def succeeded(self, of_round: int) -> None:
         """The call got an answer."""
-        self._failures, self._tripped, self._trial = 0, False, False
+        if of_round == self._round:
+            self._failures, self._tripped, self._trial = 0, False, False
 
-    def failed(self) -> None:
+    def failed(self, of_round: int) -> None:
         """The call failed in a way that is the backend's fault."""
+        if of_round != self._round:
+            return
         self._failures += 1
         if self._trial or self._failures >= self._limit:
             self._tripped, self._open_until = True, self._clock() + self._open_seconds
+            self._round += 1
         self._trial = False
 
-    def forget(self) -> None:
+    def forget(self, of_round: int) -> None:
         """The call ended without telling anything about the backend."""
-        self._trial = False
+        if of_round == self._round:
+            self._trial = False

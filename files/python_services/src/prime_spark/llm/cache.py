@@ -15,10 +15,10 @@ from prime_spark.llm.metrics import LLMMetrics
 from prime_spark.llm.settings import BackendConfig, CacheConfig
 from prime_spark.llm.types import Answer, GenerateRequest
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
+from prime_spark.runtime.shelf import CACHE, Shelf
 
 _log = structlog.get_logger(__name__)
 
-_PREFIX = "llm:cache:"
 _PAUSE_SECONDS = 5.0
 _NOT_IN_KEY = {"use_cache"}
 _IN_KEY = [name for name in GenerateRequest.__struct_fields__ if name not in _NOT_IN_KEY]
@@ -41,7 +41,8 @@ class ResponseCache:
         backends: list[BackendConfig],
         metrics: LLMMetrics,
     ) -> None:
-        self._redis = redis
+        limit = config.all_bytes
+        self._shelf = Shelf(redis, CACHE, owner_bytes=limit, all_bytes=limit, evicts=True)
         self._config = config
         self._metrics = metrics
         self._paused_until = float("-inf")
@@ -50,14 +51,14 @@ class ResponseCache:
         self._salt = msgspec.json.encode([servers, _IN_KEY])
 
     def key(self, request: GenerateRequest) -> str:
-        """Return the key of `request`: everything that shapes the answer, hashed."""
+        """Return the name of the answer to `request`: everything that shapes it, hashed."""
         digest = hashlib.sha256(self._salt)
         digest.update(msgspec.json.encode([getattr(request, name) for name in _IN_KEY]))
-        return _PREFIX + digest.hexdigest()
+        return digest.hexdigest()
 
     async def get(self, request: GenerateRequest) -> CachedAnswer | None:
         """Return the kept answer to `request`, if there is one."""
-        data = await self._call("get", lambda: self._redis.get(self.key(request)))
+        data = await self._call("get", lambda: self._shelf.get(self.key(request)))
         try:
             found = None if data is None else msgspec.json.decode(data, type=CachedAnswer)
         except msgspec.DecodeError:
@@ -66,14 +67,18 @@ class ResponseCache:
         return found
 
     async def put(self, request: GenerateRequest, backend: str, answer: Answer) -> None:
-        """Keep `answer`, unless it is too large."""
+        """Keep `answer`, unless it is too large or Redis has no room for it."""
         data = msgspec.json.encode(CachedAnswer(backend, answer))
         if len(data) > self._config.max_bytes:
             self._metrics.cache("too_large").inc()
             return
-        seconds = self._config.ttl_seconds
-        if await self._call("set", lambda: self._redis.set(self.key(request), data, ex=seconds)):
-            self._metrics.cache("stored").inc()
+        outcome = await self._call("set", lambda: self._keep(self.key(request), data))
+        if outcome is not None:
+            self._metrics.cache(outcome).inc()
+
+    async def _keep(self, name: str, data: bytes) -> str:
+        refusal = await self._shelf.keep(name, data, self._config.ttl_seconds, "answers")
+        return "stored" if refusal is None else "no_room"
 
     async def _call(self, what: str, call: Callable[[], Awaitable[Any]]) -> Any:
         if time.monotonic() < self._paused_until:

@@ -38,10 +38,11 @@ class BackendConfig(Config, frozen=True):
 
 
 class CacheConfig(Config, frozen=True):
-    """How long answers are kept in Redis, and up to which size."""
+    """How long answers are kept in Redis, up to which size, and how much all take (bytes)."""
 
     ttl_seconds: Positive = 3600
     max_bytes: Positive = 256 * 1024
+    all_bytes: Positive = 16 * 1024 * 1024
 
 
 class LLMConfig(Config, frozen=True):
