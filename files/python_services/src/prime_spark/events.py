@@ -8,6 +8,8 @@ datetimes in memory.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import os
 import time as _time
@@ -19,6 +21,8 @@ import msgspec
 
 MAX_EVENT_BYTES = 64 * 1024
 MAX_FUTURE = timedelta(hours=1)
+# No collector's full buffer holds an older sample: 64 MiB of the smallest, one every 30 seconds.
+MAX_AGE = timedelta(days=180)
 _BIGINT_MAX = 2**63 - 1
 
 Scalar: TypeAlias = str | int | float | bool | None
@@ -158,9 +162,15 @@ def decode(data: bytes | None, event_type: type[E]) -> E:
     try:
         return msgspec.json.decode(data, type=event_type)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError included
-        raise EventError(str(error)) from None
+        raise EventError(_reason(str(error), data)) from None
     except RecursionError:
         raise EventError("nested too deeply") from None
+
+
+def check_not_ancient(event: Event, now: datetime, max_age: timedelta) -> None:
+    """Raise EventError when `event` claims to be from longer ago than `max_age`."""
+    if now - event.time > max_age:
+        raise EventError(f"time {event.time.isoformat()} is more than {max_age.days} days ago")
 
 
 def check_not_future(event: Event, now: datetime) -> None:
@@ -171,33 +181,20 @@ def check_not_future(event: Event, now: datetime) -> None:
 
 def new_event_id(moment: datetime | None = None) -> UUID:
     """Return a UUIDv7: unique, and ordered by its millisecond of creation."""
-    return UUID(new_event_id_text(moment))
-
-
-def new_event_id_text(moment: datetime | None = None) -> str:
-    """Return a UUIDv7 as text, which is what most of them are needed as."""
     seconds = _time.time() if moment is None else moment.timestamp()
-    time = f"{int(seconds * 1000) & (2**48 - 1):012x}"
-    try:
-        rest = _rests.pop()
-    except IndexError:
-        rest = _more_rests()
-    return f"{time[:8]}-{time[8:]}-{rest}"
+    number = int(seconds * 1000) << 80 | int.from_bytes(os.urandom(10))
+    number = number & ~(0xF << 76) | 7 << 76  # the version
+    return UUID(int=number & ~(0b11 << 62) | 0b10 << 62)  # the variant
 
 
-# Made in advance, with one call of the system for many ids.
-_rests: list[str] = []
-os.register_at_fork(after_in_child=_rests.clear)
-
-
-def _more_rests() -> str:
-    """Make what follows the time in some ids; return one of them."""
-    digits = os.urandom(10 * 256).hex()
-    for start in range(0, len(digits), 20):
-        random = digits[start : start + 20]
-        variant = "89ab"[int(random[0], 16) & 3]
-        _rests.append(f"7{random[1:4]}-{variant}{random[4:7]}-{random[7:19]}")
-    return _rests.pop()
+def _reason(error: str, data: bytes) -> str:
+    """Return why `data` is no event: msgspec's `error`, but where it is wrong."""
+    # It looks for a surrogate's other half beyond the end, when it ends soon.
+    if "truncated" in error:
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(data)  # is content with the one half
+            return "JSON is malformed: a surrogate without its other half"
+    return error
 
 
 def _check_text(what: str, text: str) -> None:

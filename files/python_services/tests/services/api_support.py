@@ -58,9 +58,18 @@ def users_json(users: Mapping[str, str] = USERS) -> str:
 
 def create_redis_user(server: RedisServer) -> None:
     """The API's user, with the rights that roles/redis gives it."""
-    rights = role_defaults("redis")["redis_users"]["api"]["rights"].split()
+    create_redis_users(server, "api", password=SECRET)
+
+
+def create_redis_users(server: RedisServer, *names: str, password: str) -> None:
+    """Users with the rights that roles/redis gives them."""
+    users = role_defaults("redis")["redis_users"]
     with Redis.from_url(server.url) as administrator:
-        administrator.execute_command("ACL", "SETUSER", "api", "reset", "on", f">{SECRET}", *rights)
+        for name in names:
+            rights = users[name]["rights"].split()
+            administrator.execute_command(
+                "ACL", "SETUSER", name, "reset", "on", f">{password}", *rights
+            )
 
 
 def redis_config(server: RedisServer) -> dict[str, Any]:
@@ -152,11 +161,13 @@ def api_config(servers: Servers, share: Path, **changes: Any) -> dict[str, Any]:
             "nas": {"directory": str(share), "timeout_seconds": 2.0},
             "database": {"database": database, "timeout_seconds": 2.0},
             "rest_seconds": 0.3,
+            "state": str(share.parent / "memory.sqlite"),
         },
         "llm": {"backends": backends, "models_seconds": 1.0},
         "artifacts": {"root": str(share), "timeout_seconds": 2.0},
         "limits": {"login": "10000/minute", "read": "100000/minute", "write": "100000/minute"},
         "vpn_status": str(share.parent / "vpn.json"),
+        "documentation": True,
     }
     for block, values in changes.items():
         old = config.get(block)
@@ -221,7 +232,6 @@ class Api:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def audits(self, *actions: str) -> list[dict[str, Any]]:
-        self.http.get("/metrics")  # writes what the API has gathered
         return [line for line in self.log() if line.get("audit") in actions]
 
     def subsystems(self, user: str = "vera") -> dict[str, Any]:

@@ -6,13 +6,13 @@ what a FastAPI application is before any of that. Without postponed annotations:
 local here.
 """
 
-import asyncio
 import sys
 import time
 from typing import Annotated, Any
 
 import msgspec
 import uvicorn
+import uvloop
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from redis.asyncio import Redis
 
@@ -92,7 +92,7 @@ def main() -> None:
     )
     config.load()
     spare_the_collector()  # as the API's server does
-    asyncio.run(uvicorn.Server(config).serve())
+    uvloop.run(uvicorn.Server(config).serve())
 
 
 if __name__ == "__main__":

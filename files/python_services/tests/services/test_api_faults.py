@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+import socket
+import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from redis import Redis
 
 from api_support import Api, Servers, create_redis_user, problem, running_api
-from lab.servers import KafkaServer, LlamaServer, PostgresServer, RedisServer, llama_server
+from lab.servers import (
+    KafkaServer,
+    LlamaServer,
+    PostgresServer,
+    RedisServer,
+    llama_server,
+    redis_server,
+)
+from prime_spark.api.auth.sessions import REVOKED
 from prime_spark.memory.nas import SENTINEL
 from support import eventually, read_all
 
@@ -150,7 +166,7 @@ def test_kafka_away(api: Api, kafka: KafkaServer) -> None:
             started = time.perf_counter()
             assert set_value(api, "k", number).status_code == 200
             durations.append(time.perf_counter() - started)
-        assert sorted(durations)[50] < 0.5
+        assert statistics.median(durations) < 2
         state = api.subsystems()["kafka"]
         assert state["queued"] <= 20
         assert state["dropped"] - dropped >= 40
@@ -275,6 +291,78 @@ def test_stopping_finishes_the_requests_under_way(
             api.daemon.process.terminate()
             assert "event: done" in list(lines)
         assert api.daemon.process.wait(timeout=30) == 0
+
+
+@contextmanager
+def stopped(*processes: int) -> Iterator[None]:
+    """These hang: they take connections and answer nothing."""
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_nobody_waits_for_is_not_generated(
+    api: Api, llamas: tuple[LlamaServer, LlamaServer], stream: bool
+) -> None:
+    def running() -> int:
+        return sum(item["running"] for item in api.subsystems()["llm"]["backends"])
+
+    with stopped(*(server.pid for server in llamas)):
+        body = json.dumps({"prompt": "hello", "use_cache": False, "stream": stream}).encode()
+        head = (
+            "POST /api/llm/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Authorization: Bearer {api.token('oscar')}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", api.daemon.port), timeout=30) as client:
+            client.sendall(head.encode() + body)
+            eventually(lambda: running() == 1, 30, "it is generated")
+        left = time.monotonic()
+        eventually(lambda: running() == 0, 30, "nothing is generated any more")
+        # Long before the backend's own limit, after which the next one would be asked.
+        assert time.monotonic() - left < 30
+
+
+def test_it_ends_in_time_whatever_hangs(
+    servers: Servers, tmp_path: Path, llamas: tuple[LlamaServer, LlamaServer]
+) -> None:
+    assert servers.redis is not None
+    assert servers.kafka is not None
+    assert servers.postgres is not None
+    with running_api(servers, tmp_path, llm={"cache": None}) as api, ThreadPoolExecutor() as pool:
+        api.token("oscar")
+        api.token("vera")
+        eventually(lambda: api.subsystems()["kafka"]["status"] == "ok", 30)
+        set_value(api, "k", 1, 3)  # opens what has to be closed
+        others = servers.redis.pid, servers.kafka.pid, servers.postgres.pid
+        with stopped(*(server.pid for server in llamas), *others):
+            asked = pool.submit(generate, api, "hello")
+            eventually(lambda: api.daemon.metric("prime_spark_publisher_queued") > 0)
+            assert api.daemon.process is not None
+            started = time.monotonic()
+            status = api.daemon.terminate()
+            took = time.monotonic() - started
+        with contextlib.suppress(httpx.HTTPError):
+            asked.result(timeout=60)
+        said = [line["event"] for line in api.log()]
+        assert "did not finish in time, cancelling" not in said, f"{took:.1f} s"
+        assert status == 0
+        assert took < 30
+
+
+def test_a_service_that_no_longer_hears_of_revocations_ends(tmp_path: Path) -> None:
+    """What is not UTF-8 among the sessions stands for whatever a loop does not expect."""
+    with redis_server() as redis:
+        servers = Servers(redis=redis)
+        servers.prepare(tmp_path)
+        with running_api(servers, tmp_path) as api, Redis.from_url(redis.url) as direct:
+            direct.zadd(REVOKED, {b"\xff": time.time() + 600})
+            assert api.daemon.process is not None
+            assert api.daemon.process.wait(timeout=30) == 1
 
 
 def test_what_came_just_before_the_end_is_recorded(servers: Servers, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def answer(
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     url = f"http://127.0.0.1:{config.http.port}{path}"
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as got:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30) as got:
             return got.status, got.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -254,6 +254,21 @@ def port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+@pytest.mark.usefixtures("credentials")
+def test_saves_at_the_same_time_do_not_disturb_each_other(tmp_path: Path, port: int) -> None:
+    config = settings(tmp_path, port, "http://127.0.0.1:1/")
+    receiver = DeadmanService(config, channels(config), CollectorRegistry())
+
+    async def save() -> None:
+        for heartbeat in range(30):
+            receiver._watch.state.heartbeat = float(heartbeat)
+            await asyncio.gather(*(receiver._save() for _ in range(10)))
+            assert receiver._health.is_ok("state")
+            assert StateFile(tmp_path / "state.json").read().heartbeat == heartbeat
+
+    asyncio.run(save())
 
 
 @pytest.mark.usefixtures("credentials")

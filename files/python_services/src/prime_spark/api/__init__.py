@@ -1,1 +1,1 @@
-"""The fleet's HTTP API: so far its health and metrics."""
+"""The fleet's HTTP API: logins, memory, tasks, language models, health and metrics."""

@@ -32,17 +32,19 @@ class Allow:
 
     async def __call__(self, request: Request) -> Caller:
         """Return who asks; raises ApiError 401, 403 or 429."""
-        services = services_of(request)
-        caller = _recognise(request)
-        exchange_of(request).user = caller.name
-        services.rates.check(self._rate, caller.name)
+        caller = recognise(request)
+        exchange = exchange_of(request)
+        if exchange.user is None:  # else the gate has asked, and counted the request
+            exchange.user = caller.name
+            services_of(request).rates.check(self._rate, caller.name)
         if RANKS[caller.role] < RANKS[self._role]:
             audit(request, "denied", role=caller.role, needs=self._role, path=request.url.path)
             raise ApiError(403, "forbidden", f"needs the role {self._role}, yours is {caller.role}")
         return caller
 
 
-def _recognise(request: Request) -> Caller:
+def recognise(request: Request) -> Caller:
+    """Return who asks; raises ApiError 401."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise _unauthenticated("an access token is needed: Authorization: Bearer …", "")
@@ -59,9 +61,11 @@ def _unauthenticated(detail: str, more: str) -> ApiError:
     return ApiError(401, "not_authenticated", detail, headers=headers)
 
 
+allow_write = Allow("operator", "write")
+allow_generate = Allow("operator", "generate")
 # For `dependencies` of a route; as types, for one that wants to know who asks.
 may_read = Depends(Allow("viewer", "read"))
-may_write = Depends(Allow("operator", "write"))
-may_generate = Depends(Allow("operator", "generate"))
+may_write = Depends(allow_write)
+may_generate = Depends(allow_generate)
 Reader = Annotated[Caller, may_read]
 Writer = Annotated[Caller, may_write]

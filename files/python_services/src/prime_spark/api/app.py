@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from prime_spark import __version__
 from prime_spark.api import docs, errors
-from prime_spark.api.access import SCHEME
-from prime_spark.api.gate import Gate
+from prime_spark.api.access import SCHEME, allow_generate, allow_write
+from prime_spark.api.gate import Gate, Large
 from prime_spark.api.routers import auth, health, llm, memory, tasks
 from prime_spark.api.services import Services
 from prime_spark.api.settings import LimitsConfig
@@ -36,6 +36,8 @@ def create_app(
     services: Services,
     limits: LimitsConfig,
     registry: CollectorRegistry,
+    *,
+    documentation: bool = False,
 ) -> Gate:
     """Return the application; `registry` is what /metrics shows."""
     app = FastAPI(
@@ -43,11 +45,12 @@ def create_app(
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        openapi_url="/openapi.json" if documentation else None,
         redirect_slashes=False,
     )
     errors.install(app)
     # In one flat list, what is asked for most first: a router that is included as such is asked for
-    # a match several times for each request, which costs more than all the rest of the routing.
+    # a match several times for each request, which is a sixth of what `me` costs.
     for router in (
         health.router,
         memory.router,
@@ -55,20 +58,15 @@ def create_app(
         llm.router,
         tasks.router,
         health.metrics_router(registry),
-        docs.router,
+        *([docs.router] if documentation else []),
     ):
         app.router.routes.extend(router.routes)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    body_bytes_of = {
-        "/api/llm/generate": limits.generate_body_bytes,
-        "/api/memory/set": limits.memory_body_bytes,
+    large = {
+        "/api/llm/generate": Large(limits.generate_body_bytes, allow_generate),
+        "/api/memory/set": Large(limits.memory_body_bytes, allow_write),
     }
-    return Gate(
-        app,
-        services,
-        body_bytes=limits.body_bytes,
-        body_bytes_of=body_bytes_of,
-    )
+    return Gate(app, services, body_bytes=limits.body_bytes, large=large)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

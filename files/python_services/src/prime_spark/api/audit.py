@@ -19,4 +19,4 @@ def audit(request: Request, action: str, *, user: str | None = None, **about: ob
     if user is not None:
         exchange.user = user
     line = {"audit": action, "user": exchange.user, "client": exchange.client, **about}
-    services_of(request).journal.note({**line, "request_id": exchange.id})
+    services_of(request).journal.note({**line, "request_id": str(exchange.id)})

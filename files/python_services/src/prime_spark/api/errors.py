@@ -15,12 +15,13 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from prime_spark.api.exchange import exchange_of
+from prime_spark.api.exchange import GoneError, exchange_of
 
 _log = structlog.get_logger(__name__)
 
 _MAX_FIELDS = 20
 _MAX_FIELD_CHARS = 200
+_CLIENT_GONE = 499  # nginx's; only metrics and events see it
 
 
 class FieldProblem(BaseModel):
@@ -84,6 +85,11 @@ def unavailable(what: str, reason: str, retry_after: float = 5) -> ApiError:
     return ApiError(503, code, detail, reasons={what: reason}, retry_after=retry_after)
 
 
+def no_room(detail: str) -> ApiError:
+    """Return a 507; `detail` says which limit is reached and what helps."""
+    return ApiError(507, "no_room", detail)
+
+
 # Status to code, what it means here, and an example of `detail`.
 _KINDS: dict[int, tuple[str, str, str]] = {
     400: ("bad_request", "The body cannot be read", "There was an error parsing the body"),
@@ -103,6 +109,11 @@ _KINDS: dict[int, tuple[str, str, str]] = {
         "unavailable",
         "Something this needs does not answer; `reasons` says what",
         "memory tier 1 (redis) is unavailable: connection refused",
+    ),
+    507: (
+        "no_room",
+        "There is no room for it; `detail` says which limit is reached and what helps",
+        "all values together in tier 2 (nas) take 9998 of 9999 bytes, and this one needs 1030",
     ),
 }
 
@@ -152,7 +163,7 @@ def answer(request: Request, error: ApiError) -> Response:
     body = {
         "code": error.code,
         "detail": error.detail,
-        "request_id": exchange_of(request).id,
+        "request_id": str(exchange_of(request).id),
         "fields": [{"field": name, "message": text} for name, text in error.fields.items()],
         "reasons": error.reasons,
     }
@@ -168,13 +179,17 @@ def install(app: FastAPI) -> None:
     async def own(request: Request, error: ApiError) -> Response:
         return answer(request, error)
 
+    @app.exception_handler(GoneError)
+    async def gone(_request: Request, _error: GoneError) -> Response:
+        return Response(status_code=_CLIENT_GONE)
+
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         code = _KINDS[error.status_code][0] if error.status_code in _KINDS else None
         phrase = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
         detail = str(error.detail)
         if error.status_code == 404 and detail == "Not Found":
-            detail = "there is no such route; /docs lists what there is"
+            detail = "there is no such route"
         return answer(
             request, ApiError(error.status_code, code or phrase, detail, headers=error.headers)
         )
@@ -188,7 +203,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         exchange = exchange_of(request)
-        _log.error("request failed", request_id=exchange.id, path=request.url.path, exc_info=error)
+        _log.error(
+            "request failed", request_id=str(exchange.id), path=request.url.path, exc_info=error
+        )
         return answer(request, ApiError(500, "internal", "internal error"))
 
 
@@ -196,7 +213,22 @@ def _place(location: tuple[str | int, ...]) -> str:
     return ".".join(map(str, location))[:_MAX_FIELD_CHARS]
 
 
+# By the last part of a field's place: what a pattern asks for, in words.
+_FORMS = {
+    "key": (
+        "a key is 1 to 128 letters, digits, '_', '.', ':' and '-', "
+        "with a letter, a digit or '_' at both ends"
+    ),
+    "task_id": (
+        "an id is 1 to 64 letters, digits, '.', '_' and '-', with a letter or a digit in front"
+    ),
+    "value_base64": "this is not base64",
+}
+
+
 def _message(item: Mapping[str, Any]) -> str:
     if item["type"] == "json_invalid":
         return f"not valid JSON: {item['ctx']['error']}"[:_MAX_FIELD_CHARS]
+    if item["type"] == "string_pattern_mismatch" and item["loc"][-1] in _FORMS:
+        return _FORMS[item["loc"][-1]]
     return str(item["msg"])[:_MAX_FIELD_CHARS]

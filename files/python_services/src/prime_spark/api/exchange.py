@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar, cast
+from uuid import UUID
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
+
+T = TypeVar("T")
 
 SCOPE_KEY = "prime_spark"
 
@@ -29,7 +34,7 @@ class Exchange:
         "user",
     )
 
-    def __init__(self, identifier: str, client: str, method: str, path: str) -> None:
+    def __init__(self, identifier: UUID, client: str, method: str, path: str) -> None:
         self.id = identifier
         self.client = client
         self.method = method
@@ -45,3 +50,32 @@ class Exchange:
 def exchange_of(request: HTTPConnection) -> Exchange:
     """Return what is known about `request`."""
     return cast("Exchange", cast("dict[str, Any]", request.scope)[SCOPE_KEY])
+
+
+class GoneError(Exception):
+    """The client has hung up; nobody reads an answer."""
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Return what `work` returns; cancel it and raise GoneError once the client has hung up.
+
+    For what takes long and is worth nothing without somebody who waits for it. The request's body
+    has to be read before.
+    """
+    task = asyncio.ensure_future(work)
+    going = asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait({task, going}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise GoneError
+        return task.result()
+    finally:
+        going.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

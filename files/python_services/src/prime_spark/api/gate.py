@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from typing import NamedTuple
 
-import msgspec
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
+from prime_spark.api.access import Allow
+from prime_spark.api.errors import ApiError, answer, unavailable
 from prime_spark.api.exchange import SCOPE_KEY, Exchange
 from prime_spark.api.services import SCOPE_KEY as SERVICES_KEY
 from prime_spark.api.services import Services
-from prime_spark.events import new_event_id_text
+from prime_spark.events import new_event_id
 from prime_spark.runtime.asgi import Application, Message, Receive, Send, endpoint_of, method_of
 
 DOCS_PREFIX = "/docs"
+# Read at a time of one path: once decoded, a body may take thirty times as much.
+_LARGE_BYTES = 8 * 1024 * 1024
+# Well below what the server gives a body to arrive in, which goes on meanwhile.
+_PLACE_SECONDS = 20.0
+_BUSY = "as many large bodies are being read as may be at a time"
 _DRAIN_BYTES = 16 * 1024 * 1024
 _DRAIN_SECONDS = 3.0
 
@@ -43,10 +54,20 @@ _DOCS_POLICY = (
 )
 
 
+class Large(NamedTuple):
+    """What a path takes beyond what all take, and from whom."""
+
+    body_bytes: int
+    allow: Allow
+
+
 class Gate:
     """Every request comes and every answer goes through here; it brings along what routes use.
 
-    `body_bytes` bounds bodies, `body_bytes_of` those of single paths.
+    `body_bytes` bounds bodies, `large` those of single paths. What is larger than `body_bytes` is
+    read only from whom the path allows, and only a few at a time of a path: a model that takes
+    minutes to answer keeps nobody from the memory. No account holds more than half of the places,
+    and who gets none in time is told to come again.
     """
 
     def __init__(
@@ -55,13 +76,21 @@ class Gate:
         services: Services,
         *,
         body_bytes: int,
-        body_bytes_of: Mapping[str, int],
+        large: Mapping[str, Large],
     ) -> None:
         self._app = app
         self._services = services
         self._journal = services.journal
         self._body_bytes = body_bytes
-        self._body_bytes_of = dict(body_bytes_of)
+        self._large = dict(large)
+        places = {path: max(1, _LARGE_BYTES // each.body_bytes) for path, each in large.items()}
+        self._places = {path: asyncio.Semaphore(number) for path, number in places.items()}
+        self._accounts = {
+            path: defaultdict[str, asyncio.Semaphore](
+                partial(asyncio.Semaphore, max(1, number // 2))
+            )
+            for path, number in places.items()
+        }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request, or whatever else the server has to say."""
@@ -71,13 +100,11 @@ class Gate:
         started = time.perf_counter()
         path = scope["path"]
         client = scope["client"]
-        exchange = Exchange(
-            new_event_id_text(), client[0] if client else "", method_of(scope), path
-        )
+        exchange = Exchange(new_event_id(), client[0] if client else "", method_of(scope), path)
         scope[SCOPE_KEY] = exchange
         scope[SERVICES_KEY] = self._services
         policy = _DOCS_POLICY if path.startswith(DOCS_PREFIX) else _POLICY
-        added = (*_HEADERS, policy, (b"x-request-id", exchange.id.encode()))
+        added = (*_HEADERS, policy, (b"x-request-id", str(exchange.id).encode()))
 
         async def observe(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -85,29 +112,58 @@ class Gate:
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        limit = self._body_bytes_of.get(path, self._body_bytes)
         try:
-            size, receive = _bounded(scope, receive, limit)
-            if size > limit:
-                await _refuse(scope, receive, observe, limit)
-            else:
-                await self._app(scope, receive, observe)
+            await self._let_through(scope, receive, observe)
         finally:
             exchange.seconds = time.perf_counter() - started
             exchange.answered = time.time()
             exchange.endpoint = endpoint_of(scope)
             self._journal.add(exchange)
 
+    async def _let_through(self, scope: Message, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        large = self._large.get(path)
+        limit = self._body_bytes if large is None else large.body_bytes
+        size = _announced(scope)
+        uncounted = receive
+        if size is None:
+            receive = _counted(receive, limit)
+        elif size > limit:
+            await _refuse(scope, receive, send, ApiError(413, "too_large", _too_large(limit)))
+            return
+        if large is None or (limit if size is None else size) <= self._body_bytes:
+            await self._app(scope, receive, send)
+            return
+        # FastAPI reads a body before it asks who sent it.
+        try:
+            caller = await large.allow(Request(scope))
+            async with self._place(path, caller.name):
+                await self._app(scope, receive, send)
+        except ApiError as error:
+            await _refuse(scope, uncounted, send, error)
 
-def _bounded(scope: Message, receive: Receive, limit: int) -> tuple[int, Receive]:
-    """Return the announced size of the body, and a `receive` that bounds one not announced."""
+    @contextlib.asynccontextmanager
+    async def _place(self, path: str, account: str) -> AsyncIterator[None]:
+        """Hold one of the places for large bodies inside; raises ApiError when none gets free."""
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(_PLACE_SECONDS):
+                    await held.enter_async_context(self._accounts[path][account])
+                    await held.enter_async_context(self._places[path])
+            except TimeoutError:
+                raise unavailable("api", _BUSY) from None
+            yield
+
+
+def _announced(scope: Message) -> int | None:
+    """Return the size of the body; None where it comes in pieces."""
     size = 0
     for name, value in scope["headers"]:
         if name == b"content-length":
-            size = int(value) if value.isdigit() else limit + 1
+            size = int(value) if value.isdigit() else sys.maxsize
         elif name == b"transfer-encoding":
-            return 0, _counted(receive, limit)
-    return size, receive
+            return None
+    return size
 
 
 def _counted(receive: Receive, limit: int) -> Receive:
@@ -125,23 +181,12 @@ def _counted(receive: Receive, limit: int) -> Receive:
     return counted
 
 
-async def _refuse(scope: Message, receive: Receive, send: Send, limit: int) -> None:
-    """Answer 413 at once; the connection ends with it."""
-    exchange: Exchange = scope[SCOPE_KEY]
-    body = {
-        "code": "too_large",
-        "detail": _too_large(limit),
-        "request_id": exchange.id,
-        "fields": [],
-        "reasons": {},
-    }
-    content = msgspec.json.encode(body)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(content)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
+async def _refuse(scope: Message, receive: Receive, send: Send, error: ApiError) -> None:
+    """Answer at once; the connection ends with it."""
+    response = answer(Request(scope), error)
+    headers = [*response.raw_headers, (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    content = response.body
     await send({"type": "http.response.body", "body": content, "more_body": True})
     if not any(name == b"expect" for name, _ in scope["headers"]):
         await _drain(receive)

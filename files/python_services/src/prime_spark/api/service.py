@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
+import uvloop
 from prometheus_client import REGISTRY
 
 from prime_spark.agents.coordinator import AgentCoordinator
@@ -28,12 +29,14 @@ from prime_spark.memory.memory import Memory
 from prime_spark.runtime.asgi import HttpMetrics, serve
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.logs import configure_logging
-from prime_spark.runtime.redis_client import redis_client, shared_redis_client
+from prime_spark.runtime.redis_client import gathering_redis_client, redis_client
 from prime_spark.runtime.service import Service, close_within, run_service
 from prime_spark.streaming.publisher import EventPublisher
 from prime_spark.vpn import VPNManager
 
-_CLOSE_SECONDS = 3.0
+# Together less than the 15 seconds that `run_service` gives.
+_DRAIN_SECONDS = 7
+_CLOSE_SECONDS = 6.0
 
 
 def run(config: ApiConfig) -> int:
@@ -43,17 +46,21 @@ def run(config: ApiConfig) -> int:
         users, tokens = users_of(config), tokens_of(config)
     except ConfigError as error:
         fail(str(error))
-    return run_service(lambda service: _serve(config, users, tokens, service))
+    return run_service(
+        lambda service: _serve(config, users, tokens, service), new_loop=uvloop.new_event_loop
+    )
 
 
 async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service: Service) -> None:
     redis = redis_client(config.redis)
     publisher = EventPublisher(config.kafka, "prime-spark-api", config.publisher, REGISTRY)
     memory = Memory.from_config(config.memory)
-    coordinator = AgentCoordinator(redis, config.coordinator)
+    # Of its own: whoever hands in a task holds a connection until the task is on Redis' disk.
+    submissions = redis_client(config.redis)
+    coordinator = AgentCoordinator(submissions, config.coordinator)
     journal = Journal(HttpMetrics(REGISTRY), publisher)
-    kept = shared_redis_client(config.redis)
-    llm = LLMRouter(config.llm, redis=kept, record=journal.infer)
+    kept = gathering_redis_client(config.redis)
+    llm = LLMRouter(config.llm, redis=kept, record=publisher.stream_llm_inference)
     health = Health("api")
     watch = Watch(
         health=health,
@@ -67,7 +74,9 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
         redis,
         idle_seconds=config.auth.refresh_idle_seconds,
         max_seconds=config.auth.refresh_max_seconds,
+        max_sessions=config.auth.max_sessions,
         access_seconds=config.auth.access_seconds,
+        grace_seconds=config.auth.refresh_grace_seconds,
     )
     auth = Auth(
         users,
@@ -87,23 +96,28 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
         watch=watch,
         journal=journal,
     )
-    app = create_app(services, config.limits, REGISTRY)
+    app = create_app(services, config.limits, REGISTRY, documentation=config.documentation)
     await publisher.start()
-    background = [
-        asyncio.create_task(auth.watch(service, config.auth.revocations_seconds), name="sessions"),
-        asyncio.create_task(watch.run(service), name="watch"),
-    ]
     try:
-        await serve(app, config.http, service)
+        # One that fails ends all: without the sessions, say, revoked tokens would still be taken.
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(serve(app, config.http, service, drain_seconds=_DRAIN_SECONDS))
+            tasks.create_task(auth.watch(service, config.auth.revocations_seconds))
+            tasks.create_task(watch.run(service))
     finally:
-        for task in background:
-            task.cancel()
-        try:
-            journal.write()
-        finally:
-            await publisher.stop()
-        for closing in (llm.close(), memory.close(), kept.aclose(), redis.aclose()):
-            await close_within(_CLOSE_SECONDS, closing)
+        await asyncio.gather(
+            *(
+                close_within(_CLOSE_SECONDS, closing)
+                for closing in (
+                    publisher.stop(),
+                    llm.close(),
+                    memory.close(),
+                    kept.aclose(),
+                    submissions.aclose(),
+                    redis.aclose(),
+                )
+            )
+        )
 
 
 def users_of(config: ApiConfig) -> Users:

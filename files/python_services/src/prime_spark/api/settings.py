@@ -36,8 +36,10 @@ class AuthConfig(Config, frozen=True):
 
     The credential `users` holds JSON: `{"alice": {"role": "admin", "password_hash": "$argon2…"}}`.
     The first of `signing_keys` signs access tokens, every one is accepted: put a new key first and
-    drop the old one once `access_seconds` have passed. `hash_calls` password hashes are computed
-    at a time, and a login waits `hash_wait_seconds` for its turn.
+    drop the old one once `access_seconds` have passed. A refresh may be repeated from the same
+    address for `refresh_grace_seconds`. Of a user's last `max_sessions` logins each has a session,
+    unless it has ended; the ones before have none. `hash_calls` password hashes are computed at a
+    time, and a login waits `hash_wait_seconds` for its turn.
     """
 
     users: Secret
@@ -47,22 +49,28 @@ class AuthConfig(Config, frozen=True):
     access_seconds: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 600
     refresh_idle_seconds: Positive = 7 * 24 * 3600
     refresh_max_seconds: Positive = 30 * 24 * 3600
+    max_sessions: Positive = 1000
+    refresh_grace_seconds: Annotated[float, msgspec.Meta(ge=0, le=300)] = 30.0
     hash_calls: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
     hash_wait_seconds: PositiveSeconds = 5.0
     revocations_seconds: PositiveSeconds = 2.0
 
 
 class LockoutConfig(Config, frozen=True):
-    """From the `failures`th wrong password in a row on, an account is locked.
+    """From the `failures`th wrong password in a row on, an account is locked for an address.
 
-    First for `first_seconds`, then twice as long after each further one, up to `max_seconds`: a
-    stranger who keeps trying costs the owner that at most. Forgotten after `forget_seconds`.
+    First for `first_seconds`, then twice as long after each further one, up to `max_seconds`.
+    Forgotten after `forget_seconds`. From the `failures_anywhere`th on, whatever addresses they
+    came from, the account is locked likewise for all addresses but those it was logged in from
+    within `known_seconds`: guesses from many addresses are bounded, and do not shut its owner out.
     """
 
     failures: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
+    failures_anywhere: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 50
     first_seconds: PositiveSeconds = 5.0
     max_seconds: PositiveSeconds = 900.0
     forget_seconds: Positive = 24 * 3600
+    known_seconds: Positive = 30 * 24 * 3600
 
 
 class LimitsConfig(Config, frozen=True):
@@ -87,7 +95,10 @@ class ArtifactsConfig(Config, frozen=True):
 
 
 class ApiConfig(Config, frozen=True):
-    """Configuration of prime-spark-api. `vpn_status` is the file that the VPN's timer writes."""
+    """Configuration of prime-spark-api. `vpn_status` is the file that the VPN's timer writes.
+
+    With `documentation` every route is described under /docs and /openapi.json, to anybody.
+    """
 
     http: HttpConfig
     auth: AuthConfig
@@ -101,4 +112,5 @@ class ApiConfig(Config, frozen=True):
     publisher: PublisherConfig = PublisherConfig()
     coordinator: CoordinatorConfig = CoordinatorConfig()
     vpn_status: NonEmpty = "/run/prime-spark/vpn.json"
+    documentation: bool = False
     log_level: LogLevel = "info"

@@ -63,6 +63,7 @@ class DeadmanService:
         self._config = config
         self._ways = ways
         self._file = StateFile(Path(config.state_path))
+        self._saving = asyncio.Lock()
         self._watch = Watch(
             self._file.read(),
             timeout_seconds=config.timeout_seconds,
@@ -154,7 +155,9 @@ class DeadmanService:
     async def _save(self) -> None:
         """Write the state; a full disk must not keep an alarm from being raised."""
         try:
-            await asyncio.to_thread(self._file.write, self._watch.state)
+            # Channels save at the same time: one writer at a time, and the newest state comes last.
+            async with self._saving:
+                await asyncio.to_thread(self._file.write, self._watch.state)
         except OSError as error:
             if self._health.set("state", False, f"cannot be written: {error.strerror}"):
                 _log.error("cannot write the state", error=str(error))

@@ -19,7 +19,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prime_spark import __version__
 from prime_spark.config import Config, HttpConfig, LogLevel
 from prime_spark.runtime.health import Health
-from prime_spark.runtime.http import listening_socket
+from prime_spark.runtime.http import QUEUED_CONNECTIONS, listening_socket
+from prime_spark.runtime.http_protocol import LimitedProtocol
 from prime_spark.runtime.service import Service
 
 Message = MutableMapping[str, Any]
@@ -34,6 +35,11 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _DRAIN_SECONDS = 10
 # Objects made and not freed; a request makes a few hundred that need no collector.
 _COLLECT_AFTER = 20_000
+# asyncio takes as many connections in one turn as it is told to queue. So few that the requests of
+# those that it has taken are read before there are too many.
+_ACCEPTED_AT_ONCE = 100
+# How old the Date of an answer may be.
+_TICK_SECONDS = 1.0
 
 
 class WebConfig(Config, frozen=True):
@@ -136,17 +142,28 @@ def create_app(title: str, health: Health, registry: CollectorRegistry = REGISTR
     return app
 
 
-async def serve(app: FastAPI | Application, http: HttpConfig, service: Service) -> None:
-    """Serve `app` until the service is told to stop; finish the requests under way first."""
+async def serve(
+    app: FastAPI | Application,
+    http: HttpConfig,
+    service: Service,
+    drain_seconds: int = _DRAIN_SECONDS,
+) -> None:
+    """Serve `app` until the service is told to stop.
+
+    Requests under way are finished first, or cut off after `drain_seconds`.
+    """
     server = _Server(
         uvicorn.Config(
             app,
+            http=LimitedProtocol,
+            ws="none",
+            backlog=_ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,  # nothing stands in front; anyone could claim to be another
             lifespan="on",
-            timeout_graceful_shutdown=_DRAIN_SECONDS,
+            timeout_graceful_shutdown=drain_seconds,
         )
     )
     listener = listening_socket(http.host, http.port)
@@ -162,7 +179,7 @@ async def serve(app: FastAPI | Application, http: HttpConfig, service: Service) 
     finally:
         for task in (started, stopping):
             task.cancel()
-        server.should_exit = True
+        server.end()
         await serving
         listener.close()
 
@@ -170,7 +187,8 @@ async def serve(app: FastAPI | Application, http: HttpConfig, service: Service) 
 def spare_the_collector() -> None:
     """Keep what the start has made out of the search for garbage, and search less often.
 
-    Looking through all of FastAPI's objects stops the event loop for tens of milliseconds.
+    Looking through all of FastAPI's objects stops the event loop for tens of milliseconds: a sixth
+    of what a request costs that makes garbage of its own, as one to Redis does.
     """
     gc.collect()
     gc.freeze()
@@ -183,10 +201,25 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._listening = asyncio.Event()
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Finish the requests under way, then return from `serve`."""
+        self.should_exit = True
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        """Wait for the end; uvicorn's own loop wakes an idle process ten times a second."""
+        while not await self.on_tick(0):  # which sets the Date
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_SECONDS):
+                    await self._ending.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening."""
         await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(QUEUED_CONNECTIONS)
         if self.started:
             self._listening.set()
 

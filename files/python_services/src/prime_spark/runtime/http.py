@@ -9,7 +9,15 @@ from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 
 import structlog
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    REGISTRY,
+    CollectorRegistry,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from prime_spark.runtime.health import Health
@@ -18,8 +26,16 @@ _log = structlog.get_logger(__name__)
 
 _TIMEOUT_SECONDS = 5.0
 _MAX_HEAD_BYTES = 8192
-_MAX_CONNECTIONS = 32
+_MAX_CONNECTIONS = 256
+# What the kernel keeps until we look; asyncio takes at most 100 of them at a time.
+QUEUED_CONNECTIONS = 1024
 _IP_FREEBIND = 15  # Linux; not in the socket module
+
+# What the library tells of Python and the process of its own accord: nobody looks at it here, and a
+# stranger learns versions from it. Nor are the times needed at which counters came into being.
+for _collector in (GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR):
+    REGISTRY.unregister(_collector)
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 Answer = tuple[int, str, bytes]
 
@@ -38,7 +54,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET:
             listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         listener.bind((host, port))
-        listener.listen(128)
+        listener.listen(QUEUED_CONNECTIONS)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
@@ -47,21 +63,24 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 class StatusServer:
-    """Serves GET /health and GET /metrics; one request per connection."""
+    """Serves GET /health and GET /metrics; one request per connection.
+
+    A connection lasts a few seconds at most, and less where too many come: then the oldest ends.
+    """
 
     def __init__(self, health: Health, registry: CollectorRegistry) -> None:
         self._routes: dict[str, Callable[[], Answer]] = {
             "/health": lambda: _health_answer(health),
             "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(registry)),
         }
-        self._connections = 0
+        self._connections: dict[asyncio.StreamWriter, None] = {}  # the oldest first
 
     @contextlib.asynccontextmanager
     async def listening(self, host: str, port: int) -> AsyncIterator[None]:
         """Serve on host:port for as long as the context lasts."""
-        server = await asyncio.start_server(
-            self._handle, sock=listening_socket(host, port), limit=_MAX_HEAD_BYTES
-        )
+        listener = listening_socket(host, port)
+        server = await asyncio.start_server(self._handle, sock=listener, limit=_MAX_HEAD_BYTES)
+        listener.listen(QUEUED_CONNECTIONS)  # asyncio has made the queue shorter
         _log.info("listening", host=host, port=port)
         try:
             yield
@@ -69,19 +88,23 @@ class StatusServer:
             server.close()
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
+            oldest.transport.abort()
+        self._connections[writer] = None
+        writer.transport.set_write_buffer_limits(0)  # `drain` is to wait for all of the answer
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
-                if self._connections > _MAX_CONNECTIONS:
-                    answer, with_body = _plain(503, "too many connections"), True
-                else:
-                    answer, with_body = await self._answer(reader)
+                answer, with_body = await self._answer(reader)
                 writer.write(_encode(answer, with_body=with_body))
                 await writer.drain()
-        except (TimeoutError, OSError, asyncio.IncompleteReadError):
-            pass  # the client went away or was too slow
+        except TimeoutError:
+            writer.transport.abort()  # too slow, also in taking the answer
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the client went away
         finally:
-            self._connections -= 1
+            self._connections.pop(writer, None)
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader) -> tuple[Answer, bool]:

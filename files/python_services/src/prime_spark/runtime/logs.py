@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -50,23 +48,6 @@ def configure_logging(service: str, level: str = "info") -> None:
     for name in _NOISY:
         logging.getLogger(name).setLevel(max(logging.WARNING, _number(level)))
     structlog.contextvars.bind_contextvars(service=service)
-
-
-def write_lines(event: str, lines: Sequence[tuple[float, dict[str, Any]]]) -> None:
-    """Write lines at level info, as structlog would, for what comes with every request.
-
-    Each is its moment in epoch seconds and what it says. They pass no processors: what those look
-    for is not in them, and they take most of the time.
-    """
-    context = structlog.contextvars.get_contextvars()
-    more = {"event": event, **context, "level": "info"}
-    texts = [_json({**about, **more, "timestamp": _iso(moment)}) for moment, about in lines]
-    sys.stdout.buffer.write(b"".join(text + b"\n" for text in texts))
-    sys.stdout.buffer.flush()
-
-
-def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _json(line: dict[str, Any], **_: object) -> bytes:

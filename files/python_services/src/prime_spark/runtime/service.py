@@ -92,13 +92,14 @@ def run_service(
     *,
     drain_seconds: float = 15.0,
     stall_seconds: float = 120.0,
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
 ) -> int:
     """Run `main` until it ends; return the exit status of the process.
 
     SIGTERM or SIGINT set `Service.stop`; `main` then has `drain_seconds` to finish what it holds
     before it is cancelled. Keep that below the unit's TimeoutStopSec.
     """
-    loop = asyncio.new_event_loop()
+    loop = new_loop()
     asyncio.set_event_loop(loop)
     try:
         return loop.run_until_complete(_run(main, Notifier(), drain_seconds, stall_seconds))

@@ -1,4 +1,9 @@
-"""Locks an account after wrong passwords, for a time that doubles.
+"""Locks out who gives wrong passwords, for a time that doubles.
+
+Attempts count twice. Per account and address: a stranger who guesses locks out their own address,
+and the owner comes in from theirs. And per account from all addresses together, with a higher
+bound, against guesses from many; an address that the account was logged in from before neither
+counts there nor is locked by it. Sessions that exist go on either way.
 
 An attempt counts as failed until it has succeeded, and an attempt beyond the free ones has to take
 the lock first: guesses made at the same moment cannot slip through together. Names that do not
@@ -9,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
@@ -16,62 +23,95 @@ from prime_spark.api.auth.sessions import SessionsUnavailableError
 from prime_spark.api.settings import LockoutConfig
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
 
-_FAILURES = "auth:failures:"
-_LOCK = "auth:lock:"
-_MAX_DOUBLINGS = 32
+# KEYS failures-here lock-here failures-anywhere lock-anywhere known
+# ARGV free-here free-anywhere first-ms max-ms forget-seconds
+# Returns 0, or for how many milliseconds no attempt may be made.
+_ATTEMPT = """
+local counted = redis.call('EXISTS', KEYS[5]) == 1 and 1 or 2
+for n = 1, counted do
+  local left = redis.call('PTTL', KEYS[2 * n])
+  if left > 0 then
+    return left
+  end
+end
+for n = 1, counted do
+  local beyond = redis.call('INCR', KEYS[2 * n - 1]) - tonumber(ARGV[n])
+  redis.call('EXPIRE', KEYS[2 * n - 1], ARGV[5])
+  if beyond >= 0 then
+    local ms = math.min(tonumber(ARGV[3]) * 2 ^ math.min(beyond, 32), tonumber(ARGV[4]))
+    redis.call('SET', KEYS[2 * n], '', 'PX', string.format('%d', ms))
+  end
+end
+return 0
+"""
+
+# KEYS as above; ARGV known-seconds
+_SUCCEEDED = """
+redis.call('DEL', KEYS[1], KEYS[2])
+if redis.call('EXISTS', KEYS[5]) == 0 then
+  if tonumber(redis.call('GET', KEYS[3]) or '0') > 1 then
+    redis.call('DECR', KEYS[3])
+  else
+    redis.call('DEL', KEYS[3])
+  end
+end
+redis.call('SET', KEYS[5], '', 'EX', ARGV[1])
+"""
 
 
 class LockedError(Exception):
-    """The account is locked for `seconds` more."""
+    """The account is locked for `seconds` more, for whoever has this address."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(f"locked for {seconds} s")
         self.seconds = seconds
 
 
+class _Script(Protocol):
+    async def __call__(self, *, keys: Sequence[str], args: Sequence[Any]) -> Any: ...
+
+
 class Lockout:
-    """Counts attempts per account, in Redis. Every method may raise SessionsUnavailableError."""
+    """Counts attempts, in Redis. Every method may raise SessionsUnavailableError."""
 
     def __init__(self, redis: Redis, config: LockoutConfig) -> None:
-        self._redis = redis
         self._config = config
+        self._attempt: _Script = redis.register_script(_ATTEMPT)
+        self._succeeded: _Script = redis.register_script(_SUCCEEDED)
 
-    async def attempt(self, username: str) -> None:
+    async def attempt(self, username: str, address: str) -> None:
         """Note an attempt; raises LockedError when it may not be made."""
-        failures, lock = _keys(username)
+        config = self._config
+        arguments = [
+            config.failures,
+            config.failures_anywhere,
+            config.first_seconds * 1000,
+            config.max_seconds * 1000,
+            config.forget_seconds,
+        ]
         try:
-            async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.pttl(lock)
-                pipeline.incr(failures)
-                pipeline.expire(failures, self._config.forget_seconds)
-                left, count, _ = await pipeline.execute()
-            if left > 0:
-                await self._redis.decr(failures)  # it was not made, so it does not count
-                raise LockedError(math.ceil(left / 1000))
-            milliseconds = self._lock_milliseconds(count)
-            if milliseconds and not await self._redis.set(lock, b"", px=milliseconds, nx=True):
-                await self._redis.decr(failures)
-                raise LockedError(math.ceil(milliseconds / 1000))
+            left = await self._attempt(keys=_keys(username, address), args=arguments)
+        except REDIS_ERRORS as error:
+            raise SessionsUnavailableError(describe_redis_error(error)) from error
+        if left:
+            raise LockedError(math.ceil(left / 1000))
+
+    async def succeeded(self, username: str, address: str) -> None:
+        """Forget what was before at this address, and know it from now on."""
+        try:
+            await self._succeeded(keys=_keys(username, address), args=[self._config.known_seconds])
         except REDIS_ERRORS as error:
             raise SessionsUnavailableError(describe_redis_error(error)) from error
 
-    async def succeeded(self, username: str) -> None:
-        """Forget what was before: the password was right."""
-        try:
-            await self._redis.delete(*_keys(username))
-        except REDIS_ERRORS as error:
-            raise SessionsUnavailableError(describe_redis_error(error)) from error
 
-    def _lock_milliseconds(self, count: int) -> int:
-        """Return how long the account is locked should attempt number `count` fail."""
-        beyond = count - self._config.failures
-        if beyond < 0:
-            return 0
-        seconds = self._config.first_seconds * 2 ** min(beyond, _MAX_DOUBLINGS)
-        return int(min(seconds, self._config.max_seconds) * 1000)
-
-
-def _keys(username: str) -> tuple[str, str]:
-    """Return the keys of an account; whatever was typed as a name does not get into Redis."""
-    digest = hashlib.sha256(username.encode()).hexdigest()[:32]
-    return _FAILURES + digest, _LOCK + digest
+def _keys(username: str, address: str) -> list[str]:
+    """Return the keys; whatever was typed as a name does not get into Redis."""
+    account = hashlib.sha256(username.encode()).hexdigest()[:32]
+    here = hashlib.sha256(f"{address} {username}".encode()).hexdigest()[:32]
+    return [
+        f"auth:failures:{here}",
+        f"auth:lock:{here}",
+        f"auth:failures:{account}",
+        f"auth:lock:{account}",
+        f"auth:known:{here}",
+    ]

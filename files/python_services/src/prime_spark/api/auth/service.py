@@ -43,22 +43,25 @@ class Auth:
         self._lockout = lockout
         self._ended: set[str] = set()
 
-    async def login(self, username: str, password: str) -> tuple[str, Session]:
-        """Return an access token and the session it belongs to.
+    async def login(self, username: str, password: str, client: str) -> tuple[str, Session]:
+        """Return an access token and the session it belongs to, for a login from an address.
 
         Raises WrongCredentialsError, LockedError, BusyError or SessionsUnavailableError.
         """
-        await self._lockout.attempt(username)
+        await self._lockout.attempt(username, client)
         if not await self._passwords.check(username, password):
             raise WrongCredentialsError
-        await self._lockout.succeeded(username)
+        await self._lockout.succeeded(username, client)
         session = await self._sessions.begin(username, self.users.fingerprint(username) or "")
         return self._access(session), session
 
-    async def refresh(self, refresh_token: str) -> tuple[str, Session]:
-        """As `login`, for a refresh token; raises RefreshError or SessionsUnavailableError."""
+    async def refresh(self, refresh_token: str, client: str) -> tuple[str, Session]:
+        """As `login`, for a refresh token from an address.
+
+        Raises RefreshError or SessionsUnavailableError.
+        """
         try:
-            session = await self._sessions.carry_on(refresh_token)
+            session = await self._sessions.carry_on(refresh_token, client)
         except RefreshError as error:
             if error.reused:
                 self._ended.add(refresh_token.partition(".")[0])

@@ -43,7 +43,7 @@ class Refresh(Input):
     """A refresh token."""
 
     refresh_token: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
-        examples=["0f1e2d3c4b5a69788796a5b4c3d2e1f0.9Xc1…"]
+        examples=["0f1e2d3c4b5a69788796a5b4c3d2e1f0.kQ7d….9Xc1…"]
     )
 
 
@@ -53,7 +53,7 @@ class Tokens(Output):
     access_token: str = Field(examples=["eyJhbGciOiJIUzI1NiIsImtpZCI6Ij…"])
     token_type: Literal["bearer"] = "bearer"  # noqa: S105 (no secret)
     expires_in: int = Field(description="Seconds that the access token is valid", examples=[600])
-    refresh_token: str = Field(examples=["0f1e2d3c4b5a69788796a5b4c3d2e1f0.9Xc1…"])
+    refresh_token: str = Field(examples=["0f1e2d3c4b5a69788796a5b4c3d2e1f0.kQ7d….9Xc1…"])
 
 
 class Me(Output):
@@ -80,14 +80,17 @@ _WRONG = "the name or the password is wrong"
 async def login(request: Request, body: Login) -> Tokens:
     """Exchange a name and a password for tokens.
 
-    After several wrong passwords the account is locked for a time that doubles (429 with
-    `Retry-After`). An unknown name is answered exactly like a wrong password.
+    After several wrong passwords the account is locked for the address that they came from, for a
+    time that doubles (429 with `Retry-After`); after many from all addresses together, for every
+    address that the account has not been logged in from before. An unknown name is answered
+    exactly like a wrong password.
     """
     services = services_of(request)
-    services.rates.check("login", exchange_of(request).client)
+    client = exchange_of(request).client
+    services.rates.check("login", client)
     known = body.username if services.auth.users.get(body.username) else "unknown"
     try:
-        access, session = await services.auth.login(body.username, body.password)
+        access, session = await services.auth.login(body.username, body.password, client)
     except WrongCredentialsError:
         audit(request, "login_failed", account=known)
         raise _refused(_WRONG) from None
@@ -117,12 +120,15 @@ async def login(request: Request, body: Login) -> Tokens:
 async def refresh(request: Request, body: Refresh) -> Tokens:
     """Get the next access and refresh token. The one given is worth nothing afterwards.
 
-    One that was used before ends the whole session: somebody else may have it.
+    Repeated within seconds from the same address, the same next refresh token is the answer: the
+    first one may have been lost. Otherwise one that was used before ends the whole session:
+    somebody else may have it.
     """
     services = services_of(request)
-    services.rates.check("login", exchange_of(request).client)
+    client = exchange_of(request).client
+    services.rates.check("login", client)
     try:
-        access, session = await services.auth.refresh(body.refresh_token)
+        access, session = await services.auth.refresh(body.refresh_token, client)
     except RefreshError as error:
         action = "refresh_reused" if error.reused else "refresh_failed"
         audit(request, action, user=error.username, reason=str(error))

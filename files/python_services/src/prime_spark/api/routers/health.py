@@ -78,9 +78,8 @@ def metrics_router(registry: CollectorRegistry) -> APIRouter:
     metrics = APIRouter()
 
     @metrics.get("/metrics", include_in_schema=False)
-    async def read_metrics(request: Request) -> Response:
+    async def read_metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
-        services_of(request).journal.write()
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return metrics

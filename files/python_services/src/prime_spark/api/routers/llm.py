@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints
 
 from prime_spark.api.access import SECURED, may_generate, may_read
 from prime_spark.api.errors import GUARDED, ApiError, problems
-from prime_spark.api.exchange import exchange_of
+from prime_spark.api.exchange import exchange_of, unless_gone
 from prime_spark.api.schema import AS_WHOLE, Input, Output
 from prime_spark.api.services import services_of
 from prime_spark.api.strict_json import StrictJsonRoute
@@ -136,11 +136,12 @@ async def generate(request: Request, body: Generate) -> Any:
     router_ = services_of(request).llm
     try:
         if not body.stream:
-            result = await router_.generate(wanted)
+            result = await unless_gone(request, router_.generate(wanted))
             # Encoded here: the model describes it, and would take much of what a kept answer costs.
             return Response(msgspec.json.encode(_generated(result)), media_type="application/json")
         chunks = router_.stream(wanted)
-        first = await anext(chunks)  # an error before the first token is still a status
+        # An error before the first token is still a status.
+        first = await unless_gone(request, anext(chunks))
     except LLMRejectedError as error:
         # Of a model that nobody has it is said as of any other thing that is not there.
         status = 422 if wanted.model is None else 404
@@ -148,7 +149,7 @@ async def generate(request: Request, body: Generate) -> Any:
     except LLMUnavailableError as error:
         raise _down(error) from None
     return StreamingResponse(
-        _events(chunks, first, exchange_of(request).id), media_type="text/event-stream"
+        _events(chunks, first, str(exchange_of(request).id)), media_type="text/event-stream"
     )
 
 

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from prime_spark.api.access import SECURED, may_read, may_write
+from prime_spark.api.access import SECURED, Writer, may_read, may_write
 from prime_spark.api.audit import audit
 from prime_spark.api.errors import (
     GUARDED,
     ApiError,
     invalid,
+    no_room,
     not_found,
     problems,
     unavailable,
@@ -24,6 +25,7 @@ from prime_spark.api.strict_json import StrictJsonRoute
 from prime_spark.memory.errors import (
     MemoryKeyError,
     MemoryValueError,
+    QuotaError,
     TierUnavailableError,
     ValueTooLargeError,
 )
@@ -97,22 +99,24 @@ _EXAMPLE = {"key": "greeting", "value": {"text": "good morning"}, "tier": 1, "tt
 @router.post(
     "/set",
     summary="Keep a value",
-    dependencies=[may_write],
-    responses=problems(*GUARDED, 400, 422, 503),
+    responses=problems(*GUARDED, 400, 422, 503, 507),
     openapi_extra={
         **SECURED,
         "requestBody": {"content": {"application/json": {"example": _EXAMPLE}}},
     },
 )
-async def set_value(request: Request, body: Set) -> Stored:
+async def set_value(request: Request, body: Set, caller: Writer) -> Stored:
     """Keep a value under a key, replacing what is there.
 
-    Tier 1 forgets it after `ttl` seconds; tiers 2 and 3 keep it until it is deleted.
+    Tier 1 forgets it after `ttl` seconds; tiers 2 and 3 keep it until it is deleted. In each tier
+    there is a limit for what a user's values take, and one for all: 507 says which is reached.
     """
     given = "value" in body.model_fields_set
     value = body.value if given else base64.b64decode(body.value_base64)
     try:
-        await services_of(request).memory.set(body.key, value, body.tier, body.ttl)
+        await services_of(request).memory.set(
+            body.key, value, body.tier, body.ttl, owner=caller.name
+        )
     except MemoryKeyError as error:
         raise invalid("body.key", str(error)) from None
     except ValueTooLargeError as error:
@@ -120,6 +124,8 @@ async def set_value(request: Request, body: Set) -> Stored:
     except MemoryValueError as error:
         field = "body.ttl" if "ttl" in str(error) else "body.value"
         raise invalid(field, str(error)) from None
+    except QuotaError as error:
+        raise no_room(str(error)) from None
     except TierUnavailableError as error:
         raise _down(error) from None
     audit(request, "memory_set", key=body.key, tier=body.tier)

@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue, StringConstraints
 
 from prime_spark.agents.coordinator import (
     CoordinatorUnavailableError,
+    NoRoomError,
     QueueFullError,
     TaskConflictError,
     TaskError,
@@ -25,6 +26,7 @@ from prime_spark.api.errors import (
     GUARDED,
     ApiError,
     invalid,
+    no_room,
     not_found,
     problems,
     unavailable,
@@ -114,7 +116,7 @@ _EXAMPLE = {
 @router.post(
     "/submit",
     summary="Hand in a task",
-    responses=problems(*GUARDED, 400, 409, 422, 503),
+    responses=problems(*GUARDED, 400, 409, 422, 503, 507),
     openapi_extra={
         **SECURED,
         "requestBody": {"content": {"application/json": {"example": _EXAMPLE}}},
@@ -136,6 +138,8 @@ async def submit(request: Request, body: Submit, caller: Writer) -> Submitted:
         raise ApiError(409, "conflict", str(error)) from None
     except QueueFullError as error:
         raise unavailable("the queue", str(error), retry_after=30) from None
+    except NoRoomError as error:
+        raise no_room(f"{error}: try again when tasks have ended") from None
     except CoordinatorUnavailableError as error:
         raise unavailable("redis", str(error)) from None
     audit(request, "task_submit", task_id=task_id, task_type=body.task_type)
