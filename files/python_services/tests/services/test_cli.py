@@ -162,7 +162,13 @@ def test_wrong_password_and_no_login(terminal: Terminal) -> None:
         assert said == ["error: You are not logged in.", "Run `prime-spark login`."]
     failed = json.loads(terminal.run("--json", "whoami", status=3).stdout)
     assert failed["error"]["code"] == "not_logged_in"
-    assert terminal.complains("login", "oscar", status=2)[1] == "Use --password-stdin."
+    nobody_to_ask = [
+        "error: There is no terminal to ask on.",
+        "Give a name and --password-stdin.",
+    ]
+    assert terminal.complains("login", "oscar", status=2) == nobody_to_ask
+    assert terminal.complains("login", status=2) == nobody_to_ask
+    assert terminal.complains("login", "--password-stdin", status=2, given="x\n") == nobody_to_ask
 
 
 def test_tokens_that_others_may_read_are_not_used(terminal: Terminal) -> None:
@@ -200,6 +206,11 @@ def test_health(terminal: Terminal) -> None:
     assert (states["redis"], states["nas"], states["kafka"]) == ("ok", "ok", "down")
     found = terminal.answers("health", status=1)
     assert set(found["subsystems"]) == set(states)
+    # The option may come after the command as well; what comes after -- is no option.
+    assert json.loads(terminal.says("health", "--json", status=1))["subsystems"]
+    refused = json.loads(terminal.says("memory", "get", "k", "--json", status=4))
+    assert refused["error"]["code"] == "not_found"
+    assert terminal.complains("memory", "get", "--", "--json", status=2)[0].startswith("error: ")
 
 
 def test_vpn(terminal: Terminal, api: Api, folder: Path) -> None:
@@ -215,7 +226,7 @@ def test_vpn(terminal: Terminal, api: Api, folder: Path) -> None:
     status = {"time": time.time(), "interface": "wg0", "peers": [peer]}
     (folder / "vpn.json").write_text(json.dumps(status))
     # The API asks at most every two seconds: what it knew before stands until then.
-    eventually(lambda: api.subsystems()["vpn"]["peers"], 10)
+    eventually(lambda: api.subsystems()["vpn"]["peers"])
     assert b"primecore1" in terminal.run("--json", "vpn").stdout
     lines = terminal.says("vpn").splitlines()
     assert lines[1].split() == [
@@ -241,7 +252,10 @@ def test_memory(terminal: Terminal, folder: Path) -> None:
     assert terminal.says("memory", "delete", "cli:json") == "Deleted cli:json from tier 1.\n"
     missing = terminal.complains("memory", "get", "cli:json", status=4)
     assert missing == ["error: there is nothing under the key cli:json"]
-    assert terminal.complains("memory", "set", "a/b", "1", status=2)
+    for command in (("set", "a/b", "1"), ("get", "a b"), ("delete", ".a")):
+        (said, *_) = terminal.complains("memory", *command, status=2)
+        assert "a key is 1 to 128 letters, digits" in said
+        assert "pattern" not in said
     assert terminal.complains("memory", "set", "k", status=2)
     (folder / "share").rename(folder / "away")
     down = terminal.complains("memory", "set", "k", "1", "--tier", "2", status=5)
@@ -291,6 +305,13 @@ def test_tasks(terminal: Terminal, redis: RedisServer, folder: Path) -> None:
     assert "no such voice" in terminal.says("tasks", "status", task_id, status=1)
     assert terminal.complains("tasks", "status", "nothing", status=4)
     assert terminal.complains("tasks", "submit", "voice_recognition", "text", status=2)
+    for payload in ("text", '{"text": "hello"}'):
+        assert terminal.complains("tasks", "submit", "voice_sythesis", payload, status=2) == [
+            "error: There is no task type voice_sythesis.",
+            "It is one of voice_recognition, voice_synthesis, llm.",
+        ]
+    (said, *_) = terminal.complains("tasks", "submit", "llm", "x", "--task-id", "a b", status=2)
+    assert "an id is 1 to 64 letters, digits" in said
 
 
 def test_an_api_that_is_not_there(terminal: Terminal, tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def options(
         typer.Option(help="The API's address; else $PRIME_SPARK_URL, else the last login's."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document, errors included.")
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON document, errors included. May come after a command."
+        ),
     ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 120.0,
     _: Annotated[
@@ -83,16 +86,16 @@ def login(
     """Log in; the tokens are kept in a file that only you can read."""
     state = state_of(context)
     client = state.client()
+    if (username is None or not password_stdin) and not sys.stdin.isatty():
+        raise CliError(
+            "no_terminal",
+            "There is no terminal to ask on.",
+            "Give a name and --password-stdin.",
+            status=2,
+        )
     if username is None:
         username = str(typer.prompt("Name", err=True))
-    if password_stdin:
-        password = sys.stdin.readline().rstrip("\r\n")
-    elif sys.stdin.isatty():
-        password = _ask_password()
-    else:
-        raise CliError(
-            "no_password", "There is no terminal to ask on.", "Use --password-stdin.", status=2
-        )
+    password = sys.stdin.readline().rstrip("\r\n") if password_stdin else _ask_password()
     client.login(username, password)
     me = client.ask("GET", "/api/auth/me").json()
     state.output.show(
@@ -209,10 +212,19 @@ def _stream(client: Client, body: dict[str, Any], output: Output) -> dict[str, A
     raise CliError("interrupted", "The answer broke off.", "Try again.", status=5)
 
 
+def _json_first(arguments: list[str]) -> list[str]:
+    """Return the arguments with --json before the command, wherever it was given."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = arguments[:end]
+    if "--json" not in options:
+        return arguments
+    return ["--json", *(option for option in options if option != "--json"), *arguments[end:]]
+
+
 def main() -> NoReturn:
     """Console entry point: every error is two lines, never a traceback."""
     try:
-        app(standalone_mode=True)
+        app(_json_first(sys.argv[1:]), standalone_mode=True)
     except CliError as error:
         if _asked.json:
             sys.stdout.write(json.dumps(error.as_json(), indent=2) + "\n")

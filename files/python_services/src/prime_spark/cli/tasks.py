@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import typer
 
+from prime_spark.agents.protocol import TASK_TYPES
 from prime_spark.cli.client import Client
 from prime_spark.cli.errors import CliError
 from prime_spark.cli.output import Output
@@ -25,7 +26,7 @@ _POLL_SECONDS = 0.5
 @app.command()
 def submit(
     context: typer.Context,
-    task_type: Annotated[str, typer.Argument(help="voice_synthesis, voice_recognition or llm")],
+    task_type: Annotated[str, typer.Argument(help=", ".join(TASK_TYPES))],
     payload: Annotated[
         str, typer.Argument(help='JSON, such as \'{"text": "hello"}\', or just the text.')
     ],
@@ -93,6 +94,9 @@ def artifact(
 
 def _payload(task_type: str, text: str) -> dict[str, Any]:
     """Return JSON as it is; a plain text as what the task type says or asks."""
+    if task_type not in TASK_TYPES:
+        remedy = f"It is one of {', '.join(TASK_TYPES)}."
+        raise CliError("usage", f"There is no task type {task_type}.", remedy, status=2)
     try:
         parsed = json.loads(text)
     except ValueError:
