@@ -141,6 +141,11 @@ def make(inventory: Inventory, name: str, address: str, public_key: str) -> str:
     With a ``public_key`` the private one is on the device already, and the configuration has none.
     """
     fleet = inventory.fleet()
+    if not fleet:
+        raise ClientError(
+            f"{inventory.path} has no host in the group wireguard, expected a hub to join "
+            "(wireguard_role: hub) and its spokes"
+        )
     hub = str(filters.wireguard_hub(fleet))
     network = str(inventory.of(hub, "wireguard_network"))
     known = entries(inventory)

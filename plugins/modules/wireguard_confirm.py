@@ -10,7 +10,8 @@ description:
   - V(look) tells whether the VPN works after the change and never fails for that; V(keep) stops the
     timer, or takes the change back at once where O(problem) says what is wrong.
   - The connection that runs this has to be another one than that of the change, since a session
-    that exists already proves nothing.
+    that exists already proves nothing. On the controller itself, O(local=true), there is no
+    connection that could break, and peers alone confirm.
 options:
   name:
     description: Name of the interface.
@@ -21,6 +22,10 @@ options:
     type: str
     choices: [look, keep]
     required: true
+  local:
+    description: Whether this runs on the controller itself, without SSH.
+    type: bool
+    default: false
   timeout:
     description: Seconds for a peer to answer; less where the timer would run out before.
     type: int
@@ -89,11 +94,12 @@ def too_late() -> str:
     )
 
 
-def look(name: str, timeout: int) -> dict[str, Any]:
+def look(name: str, timeout: int, *, local: bool = False) -> dict[str, Any]:
     state = pending()
     if state is None:
         return {"problem": too_late(), "answering": [], "summary": "too late"}
-    connection = client_connection()
+    # On the controller the session is the operator's: the change has not come over it.
+    connection = "" if local else client_connection()
     if connection and connection == state["connection"]:
         problem = "expected a new connection to confirm the change, seen: the one that made it"
         return {"problem": problem, "answering": [], "summary": problem}
@@ -148,6 +154,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str", "default": "wg0"},
             "state": {"type": "str", "choices": ["look", "keep"], "required": True},
+            "local": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 45},
             "problem": {"type": "str", "default": ""},
         },
@@ -158,7 +165,8 @@ def main() -> None:
         if params["state"] == "keep":
             keep(module, params["problem"])
         else:
-            module.exit_json(changed=False, **look(params["name"], params["timeout"]))
+            seen = look(params["name"], params["timeout"], local=params["local"])
+            module.exit_json(changed=False, **seen)
     except (WireGuardError, OSError, KeyError) as error:
         module.fail_json(msg=f"{params['name']}: {error}")
 

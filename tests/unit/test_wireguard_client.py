@@ -90,6 +90,12 @@ def test_clients_are_added_one_by_one(tool: Any, inventory: Any) -> None:
         tool.make(inventory, "watch", "10.90.8.50", "")
 
 
+def test_a_fleet_without_a_vpn_is_a_clear_refusal(tool: Any, inventory: Any) -> None:
+    (inventory.path / "hosts.yml").write_text("all: {children: {cli: {hosts: {hub: {}}}}}")
+    with pytest.raises(tool.ClientError, match="no host in the group wireguard, expected a hub"):
+        tool.make(tool.Inventory(inventory.path), "phone", "", "")
+
+
 def test_without_a_terminal_nothing_is_shown_or_made(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, TOOL, "--inventory", tmp_path, "--name", "phone"],

@@ -49,6 +49,16 @@ def test_the_connection_that_made_the_change_confirms_nothing(
     assert "expected a new connection to confirm the change" in look()["problem"]
 
 
+def test_on_the_controller_itself_the_operators_session_is_no_obstacle(
+    waiting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "client_connection", lambda: ARMED_BY)
+    answering(monkeypatch, "10.90.8.3")
+    assert module.look("wg0", 0, local=True)["problem"] == ""
+    answering(monkeypatch)
+    assert "to answer through wg0 as before" in module.look("wg0", 0, local=True)["problem"]
+
+
 def test_peers_that_answered_before_and_are_silent_now_are_a_problem(
     waiting: dict[str, Any],
 ) -> None:
