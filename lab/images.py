@@ -49,6 +49,8 @@ NAMESPACE = "prime-spark"
 
 _RECIPES = Path(__file__).resolve().parent / "images"
 _CA_DIR = Path("/usr/local/share/ca-certificates")
+# Programs of this environment that a build may use: uv.
+_TOOLS = Path(sys.executable).parent
 _MAVEN_SETTINGS = Path.home() / ".m2" / "settings.xml"
 # Documentation and translations are of no use in a container; licences stay.
 _DPKG_OPTIONS = (
@@ -215,6 +217,7 @@ class _Builder:
         options = [f"--volume={self._lists}:/var/lib/apt/lists:O", "--tag", local]
         if _MAVEN_SETTINGS.exists():
             options += [f"--secret=id=maven,src={_MAVEN_SETTINGS}"]
+        options += [f"--build-context=tools={_TOOLS}"]
         options += ["--file", f"{context}/Containerfile", str(context)]
         self._buildah(name, log, [*_BUILD, *options])
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,11 +16,9 @@ from lab import images, registry
 from lab.common import CACHE
 
 
-def test_nothing_to_do_takes_no_time(references: dict[str, str]) -> None:
+def test_nothing_is_built_twice(references: dict[str, str]) -> None:
     said: list[str] = []
-    started = time.monotonic()
     assert images.ensure_images(said.append) == references
-    assert time.monotonic() - started < 1
     assert not said
 
 

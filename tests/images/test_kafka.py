@@ -46,8 +46,10 @@ async def create(server: KafkaServer, topic: str) -> None:
         await admin.close()
 
 
-async def produce(server: KafkaServer, topic: str, *values: bytes) -> None:
-    async with aiokafka.AIOKafkaProducer(**login(server)) as producer:
+async def produce(
+    server: KafkaServer, topic: str, *values: bytes, compression: str | None = None
+) -> None:
+    async with aiokafka.AIOKafkaProducer(**login(server), compression_type=compression) as producer:
         for value in values:
             await producer.send_and_wait(topic, value)
 
@@ -74,6 +76,14 @@ def test_records_survive_a_kill(server: KafkaServer) -> None:
     server.stop()
     server.start()
     assert run(consume(server, "telemetry", 3, "again")) == [b"one", b"two", b"three"]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+def test_takes_every_compression(server: KafkaServer, compression: str) -> None:
+    """The broker unpacks each batch, some with a native library that it puts into /tmp."""
+    run(create(server, compression))
+    run(produce(server, compression, b"x" * 1000, compression=compression))
+    assert run(consume(server, compression, 1, "reader")) == [b"x" * 1000]
 
 
 def test_refuses_a_wrong_password(server: KafkaServer) -> None:

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from lab.servers import PostgresServer, postgres_server
+from tests.images.postgres import fetch
 
 
 @pytest.fixture(scope="module")
@@ -17,24 +18,9 @@ def server() -> Iterator[PostgresServer]:
         yield running
 
 
-def fetch(server: PostgresServer, *statements: str) -> object:
-    """Run statements on one connection; the value of the last."""
-
-    async def go() -> object:
-        connection = await asyncpg.connect(server.dsn)
-        try:
-            for statement in statements[:-1]:
-                await connection.execute(statement)
-            return await connection.fetchval(statements[-1])
-        finally:
-            await connection.close()
-
-    return asyncio.run(go())
-
-
 def test_hypertable_survives_a_kill(server: PostgresServer) -> None:
     rows = fetch(
-        server,
+        server.dsn,
         "CREATE EXTENSION timescaledb",
         "CREATE TABLE reading (time timestamptz NOT NULL, value float8)",
         "SELECT create_hypertable('reading', by_range('time', interval '1 day'))",
@@ -43,27 +29,29 @@ def test_hypertable_survives_a_kill(server: PostgresServer) -> None:
         "SELECT count(*) FROM reading",
     )
     chunks = "SELECT count(*) FROM show_chunks('reading')"
-    assert (rows, fetch(server, chunks)) == (72, 3)
+    assert (rows, fetch(server.dsn, chunks)) == (72, 3)
     server.kill()
     server.start()
-    assert fetch(server, "SELECT count(*) FROM reading") == 72
+    assert fetch(server.dsn, "SELECT count(*) FROM reading") == 72
     server.stop()
     server.start()
-    assert fetch(server, chunks) == 3
+    assert fetch(server.dsn, chunks) == 3
 
 
 def test_is_the_apache_build(server: PostgresServer) -> None:
-    assert fetch(server, "SHOW timescaledb.license") == "apache"
+    assert fetch(server.dsn, "SHOW timescaledb.license") == "apache"
 
 
 def test_runs_without_the_jit_compiler(server: PostgresServer) -> None:
     assert (
-        fetch(server, "SET jit = on", "SET jit_above_cost = 0", "SELECT pg_jit_available()")
+        fetch(server.dsn, "SET jit = on", "SET jit_above_cost = 0", "SELECT pg_jit_available()")
         is False
     )
     assert (
         fetch(
-            server, "SET jit_above_cost = 0", "SELECT sum(n * 2) FROM generate_series(1, 1000) AS n"
+            server.dsn,
+            "SET jit_above_cost = 0",
+            "SELECT sum(n * 2) FROM generate_series(1, 1000) AS n",
         )
         == 1001000
     )
@@ -79,4 +67,4 @@ def test_refuses_a_wrong_password(server: PostgresServer) -> None:
 
 def test_settings_reach_the_server() -> None:
     with postgres_server({"max_connections": "17"}) as server:
-        assert fetch(server, "SHOW max_connections") == "17"
+        assert fetch(server.dsn, "SHOW max_connections") == "17"

@@ -61,12 +61,16 @@ def test_a_share_that_is_a_plain_directory_is_not_mounted(tmp_path: Path) -> Non
     found = samples(program.nas(str(tmp_path), 5, str(tmp_path / "probe")))
     assert found["prime_spark_nas_mounted"] == 0
     assert found["prime_spark_nas_responding"] == 0
+    assert "prime_spark_nas_available_bytes" not in found
 
 
 def test_a_mounted_file_system_responds(tmp_path: Path) -> None:
-    found = samples(program.nas("/proc", 5, str(tmp_path / "probe")))
+    found = samples(program.nas("/dev", 5, str(tmp_path / "probe")))
     assert found["prime_spark_nas_mounted"] == 1
     assert found["prime_spark_nas_responding"] == 1
+    seen = os.statvfs("/dev")
+    assert found["prime_spark_nas_size_bytes"] == seen.f_blocks * seen.f_frsize
+    assert 0 <= found["prime_spark_nas_available_bytes"] <= found["prime_spark_nas_size_bytes"]
 
 
 def test_a_share_that_hangs_costs_its_timeout_once(
@@ -84,13 +88,13 @@ def test_a_share_that_hangs_costs_its_timeout_once(
     monkeypatch.setattr(program.os, "kill", lambda pid, _: killed.append(pid))
     started = time.monotonic()
     assert not program.answers("/proc", 0.5, str(probe))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25
     (child,) = killed
     try:
         assert program.hanging(str(probe))
         started = time.monotonic()
         assert not program.answers("/proc", 30, str(probe))
-        assert time.monotonic() - started < 5, "waited for a second look"
+        assert time.monotonic() - started < 25, "waited for a second look"
         assert killed == [child]
     finally:
         monkeypatch.undo()

@@ -29,6 +29,7 @@ DATABASES = {"prime_spark_airflow": "airflow"}
 INSERT = "INSERT INTO device_metrics VALUES (now(), 'fleet-test-access', 'none', 0)"
 EVERYBODY = {
     "creates a table": "CREATE TABLE public.fleet_test ()",
+    "makes a large object": "SELECT lo_create(0)",
     "reads the verifiers": "SELECT rolpassword FROM pg_authid",
     "runs a program": "COPY (SELECT 1) TO PROGRAM 'true'",
     "updates": "UPDATE device_metrics SET value = 0 WHERE device_id = 'fleet-test-access'",
