@@ -6,6 +6,8 @@ from tools.dashboards.builder import Dashboard, Panel, Prom, Row, Sql
 from tools.dashboards.common import (
     DEVICES,
     UP,
+    newest,
+    samples,
 )
 
 TIMESCALE = Dashboard(
@@ -124,24 +126,21 @@ TIMESCALE = Dashboard(
                     [
                         Sql(
                             f"""SELECT $__timeGroup(time, $__interval) AS "time", '{table}' AS metric,
-                            count(*) AS value FROM {table} WHERE $__timeFilter(time) GROUP BY 1 ORDER BY 1"""
+                            {count} AS value FROM {rows} GROUP BY 1 ORDER BY 1"""
                         )
-                        for table in ("device_metrics", "ai_inference_results", "api_events")
+                        for table, count, rows in (
+                            ("device_metrics", "sum(samples)", samples()),
+                            *(
+                                (table, "count(*)", f"{table} WHERE $__timeFilter(time)")
+                                for table in ("ai_inference_results", "api_events")
+                            ),
+                        )
                     ],
                     description="By the time of the event, and not of its insert.",
                 ),
                 Panel(
                     "Newest values",
-                    [
-                        Sql(
-                            """SELECT DISTINCT ON (device_id, metric_name) device_id AS "Device",
-                            metric_name AS "Metric", value AS "Value", time AS "At"
-                            FROM device_metrics
-                            WHERE $__timeFilter(time) AND device_id IN ($host)
-                            ORDER BY device_id, metric_name, time DESC""",
-                            table=True,
-                        )
-                    ],
+                    [newest()],
                     "table",
                     width=24,
                     minimum=None,
