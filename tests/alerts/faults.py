@@ -7,7 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.fleet import fleet
-from tests.fleet.fleet import connect, members, probe, setting, shell, vpn_address
+from tests.fleet.fleet import (
+    connect,
+    execute,
+    members,
+    probe,
+    query,
+    service_python,
+    setting,
+    shell,
+    vpn_address,
+)
+from tests.fleet.nas import CLIENTS, SENTINEL, SHARE, UNIT
 
 BURNER = "alert-test-burner"
 
@@ -64,6 +75,70 @@ def no_small_disk(name: str) -> None:
         rm -f "$1.mkfs"
     """
     run(name, script, DISK)
+
+
+def values_in_redis(what: str) -> None:
+    """Fill Redis with values until it takes no more, or remove them."""
+    name = first("redis")
+    server = f"{vpn_address(name)}:{setting(name, 'redis', 'redis_port')}"
+    probe(connect(first("api")), "redis_filler", server, what, python=service_python("api"))
+
+
+def fill_nas() -> None:
+    """A small disk in the share's place, filled."""
+    script = """
+        set -e
+        gid=$(stat -c %g "$1")
+        mount -t tmpfs -o "size=4m,mode=2770,gid=$gid" alert-test "$1"
+        touch "$1/$2"
+        dd if=/dev/zero of="$1/filler" bs=64k 2>/dev/null || true
+    """
+    run(first("nas_server"), script, SHARE, SENTINEL)
+
+
+def no_small_nas() -> None:
+    """The share as it was; whoever has the small one open lets it go."""
+    run(first("nas_server"), 'umount --lazy "$1"', SHARE)
+    for name in CLIENTS:
+        run(name, 'systemctl stop "$1"', f"{UNIT}.mount")
+
+
+SMALL = "alert_test"
+SMALL_PLACE = "/run/alert-test"
+
+
+def database_container(script: str) -> None:
+    """Run a script in the database's container, as its user."""
+    command = "docker compose --project-name timescale exec -T --user postgres timescale"
+    run(first("timescale"), f'{command} sh -c "$1" sh "$2"', script, SMALL_PLACE)
+
+
+def small_database(action: str) -> None:
+    """Mount or unmount a small disk in the container."""
+    name = first("timescale")
+    probe(connect(name), "container_disk", action, "timescale-timescale-1", SMALL_PLACE, "32m")
+
+
+def fill_database() -> None:
+    """Today's samples on a small disk, filled."""
+    small_database("mount")
+    execute(f"CREATE TABLESPACE {SMALL} LOCATION '{SMALL_PLACE}'")
+    (chunk,) = query(
+        "SELECT format('%I.%I', chunk_schema, chunk_name) AS name"
+        " FROM timescaledb_information.chunks WHERE hypertable_name = 'device_metrics'"
+        " AND range_start <= now() AND now() < range_end"
+    )
+    execute(f"ALTER TABLE {chunk['name']} SET TABLESPACE {SMALL}")
+    database_container('dd if=/dev/zero of="$1/filler" bs=8k 2>/dev/null || true')
+
+
+def no_small_database() -> None:
+    """The samples where they were."""
+    try:
+        execute(f"ALTER TABLE ALL IN TABLESPACE {SMALL} SET TABLESPACE pg_default")
+        execute(f"DROP TABLESPACE {SMALL}")
+    finally:
+        small_database("unmount")
 
 
 def nas_sessions(signal: str) -> None:
@@ -134,6 +209,28 @@ def faults() -> dict[str, Fault]:
             lambda: small_disk(edge),
             lambda: run(edge, f"rm {DISK}/filler"),
             tidy=lambda: no_small_disk(edge),
+        ),
+        "Redis filled": Fault(
+            "RedisAlmostFull",
+            {"host": first("redis")},
+            lambda: values_in_redis("fill"),
+            lambda: values_in_redis("remove"),
+        ),
+        "NAS filled": Fault(
+            "NASSpaceLow",
+            {"host": first("nas")},
+            fill_nas,
+            lambda: run(first("nas_server"), f"rm {SHARE}/filler"),
+            tidy=no_small_nas,
+        ),
+        "database filled": Fault(
+            "DatabaseWritesFailing",
+            {"host": first("ingest")},
+            fill_database,
+            lambda: database_container('rm -f "$1/filler"'),
+            tidy=no_small_database,
+            # Until the last page is full, too.
+            fires=300,
         ),
         "consumer stopped": Fault(
             "KafkaConsumerLag",
