@@ -15,6 +15,8 @@ description:
     restarts that service alone.
   - A service whose files were changed behind the run's back is restarted once they are back, or
     told to reload, since it may have read them.
+  - Where a new definition runs a service as another user, the containers stop and the data in
+    O(directories) goes to that user before they start again.
   - A project whose containers all run, healthy and as wanted, is left alone.
   - A new definition that does not come up healthy fails the task, and where an earlier one was
     healthy its files and containers come back. The next run tries again.
@@ -70,7 +72,7 @@ EXAMPLES = r"""
   compose_project:
     name: redis
     directories:
-      - {path: /var/lib/prime-spark/redis, owner: "999", group: "999", mode: "0700"}
+      - {path: /var/lib/prime-spark/redis, owner: "71002", group: "71002", mode: "0700"}
 """
 
 RETURN = r"""
@@ -102,8 +104,10 @@ from ansible.module_utils.prime_spark_tree import (
     Tree,
     TreeError,
     TreeModule,
+    gid_of,
     is_there,
     remove_path,
+    uid_of,
 )
 from ansible.module_utils.prime_spark_undo import Before, locked, noted, remember, settle
 
@@ -239,6 +243,11 @@ class Project:
         """The project's networks."""
         lines = docker("network", "ls", "--format", "{{.Name}}", "--filter", self.filter)
         return sorted(lines.split())
+
+    def stop(self) -> None:
+        """Stop every container, each within the time that its definition gives it."""
+        if ids := [container["id"] for container in self.containers().values()]:
+            docker("stop", *ids)
 
     def down(self) -> None:
         """Stop and remove containers and networks, also where the project's files are gone."""
@@ -412,13 +421,61 @@ class Reloads:
                 raise TreeError(f"{service} cannot be told to reload: {error}") from None
 
 
+class Ownership:
+    """Data of containers that belongs to another user than the one they are to run as.
+
+    A new definition may name another user. What root has in there stays root's.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self._wrong: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {}
+        for directory in tree.directories:
+            wanted = uid_of(directory.owner), gid_of(directory.group)
+            if directory.purge or wanted[0] == 0 or not os.path.isdir(directory.path):
+                continue
+            for entry in os.scandir(directory.path):
+                status = entry.stat(follow_symlinks=False)
+                if status.st_uid not in (0, wanted[0]):
+                    self._wrong[directory.path] = (status.st_uid, status.st_gid), wanted
+                    break
+
+    def __bool__(self) -> bool:
+        return bool(self._wrong)
+
+    def sentences(self) -> list[str]:
+        return [f"give all of {path} to user {new[0]}" for path, (_, new) in self._wrong.items()]
+
+    def change(self) -> None:
+        for path, (old, new) in self._wrong.items():
+            self._give(path, old, new)
+
+    def change_back(self) -> None:
+        for path, (old, new) in self._wrong.items():
+            self._give(path, new, old)
+            os.chown(path, *old)
+
+    @staticmethod
+    def _give(directory: str, old: tuple[int, int], new: tuple[int, int]) -> None:
+        # From the bottom up: what a killed run left undone is found again. Whoever may write there
+        # can swap an entry for a link at any time: what was looked at is held, and given away.
+        for _, names, leaves, parent in os.fwalk(directory, topdown=False):
+            for name in leaves + names:
+                entry = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=parent)
+                try:
+                    if os.fstat(entry).st_uid == old[0]:
+                        os.chown(f"/proc/self/fd/{entry}", *new)
+                finally:
+                    os.close(entry)
+
+
 def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     project = Project(tree.name, module.params["directory"])
     found = tree.difference()
     live = {entry["service"]: entry["paths"] for entry in module.params["reload"]}
     restart, reload = disturbed(found, project.directory, live)
     reloads = Reloads(tree, module.params, reload)
-    changes = found.sentences()
+    ownership = Ownership(tree)
+    changes = found.sentences() + ownership.sentences()
     result: dict[str, Any] = {"diff": tree.diff(found)}
     docker_is = docker_state()
     if docker_is != "up":
@@ -445,7 +502,10 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     try:
         tree.apply(found)
         needed = project.needed(restart)
-        if needed:
+        if ownership:
+            project.stop()
+            ownership.change()
+        if needed or ownership:
             again = [service_of(s) for s in needed if s.startswith("restart ")]
             project.up(module.params["wait_timeout"], again)
         told = reloads.pending(needed)
@@ -454,7 +514,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         if before is None:
             raise
         raise TreeError(
-            f"{error}\n{go_back(project, tree, before, module.params, reloads)}"
+            f"{error}\n{go_back(project, tree, before, module.params, reloads, ownership)}"
         ) from None
     tree.save(
         loaded=reloads.wanted or None,
@@ -469,11 +529,19 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
 
 
 def go_back(
-    project: Project, tree: Tree, before: Before, params: dict[str, Any], reloads: Reloads
+    project: Project,
+    tree: Tree,
+    before: Before,
+    params: dict[str, Any],
+    reloads: Reloads,
+    ownership: Ownership,
 ) -> str:
     """Restore the files that were there, run them, and say how that went."""
     try:
         before.restore()
+        if ownership:
+            project.stop()
+            ownership.change_back()
         project.up(params["wait_timeout"])
         reloads.tell(list(reloads.wanted))
     except (TreeError, OSError) as error:

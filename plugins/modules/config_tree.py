@@ -318,15 +318,20 @@ def absent(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     if tree.record and not changes:
         changes = ["forget the tree"]
     if changes and not module.check_mode:
+        # What a timer has just started would find its files gone, and stay behind as failed.
+        started = [f"{u.removesuffix('.timer')}.service" for u in units if u.endswith(".timer")]
         if units:
             run(["systemctl", "disable", "--now", "--quiet", "--", *units])
+            subprocess.run(["systemctl", "stop", "--", *started], capture_output=True)
         for path in paths:
             remove_path(path)
         for path in tree.empty_directories():
             os.rmdir(path)
         if units:
             run(["systemctl", "daemon-reload"])
-            subprocess.run(["systemctl", "reset-failed", "--", *units], capture_output=True)
+            subprocess.run(
+                ["systemctl", "reset-failed", "--", *units, *started], capture_output=True
+            )
         for argv in module.params["apply"]:
             run([str(word) for word in argv])
         tree.forget()

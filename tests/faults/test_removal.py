@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.check.record import compare, play
+from tests.faults import site
 from tests.faults.overlay import inventory
 from tests.fleet import fleet
 from tests.fleet.fleet import connect, members, query, shell, wait_until
@@ -121,10 +122,19 @@ def test_a_peer_leaves_the_vpn_and_its_key_stays() -> None:
     # Something has to be left for it to do: it still mounts the NAS.
     peer = next(name for name in members("nas") if name != KAFKA)
     born = shell(connect(peer), 'sha256sum < "$1"', key)
-    leaving = {g: others(g, peer) for g in ("wireguard", "telemetry", "spark_agent")}
+    # What needs the VPN on the same host leaves with it, and who needs the agent.
+    needs = ("wireguard", "telemetry", "node_exporter", "llm_server", "spark_agent")
+    leaving = {**{group: others(group, peer) for group in needs}, "dispatcher": []}
     try:
         with inventory(**leaving) as moved:
-            applied = play("-i", moved, "--skip-tags", "verify")
+            # That many, and data that no other host has: nothing happens before it is confirmed.
+            refused = site.run("-i", moved, "--skip-tags", "verify")
+            assert refused.status == 2 and refused.changed == 0, refused.output[-3000:]
+            assert f"REMOVAL  spark_agent leaves {peer}: no other host" in refused.output
+            names = ",".join(sorted([*needs, "dispatcher"]))
+            confirmed = f"confirm_removal={names}"
+            assert f"-e {confirmed}" in refused.output
+            applied = play("-i", moved, "--skip-tags", "verify", "-e", confirmed)
             assert {host for host, _ in applied} == {peer, KAFKA}
             assert exists(peer, "/etc/wireguard/wg0.conf", "/sys/class/net/wg0") == []
             assert peer not in shell(connect(KAFKA), "cat /etc/wireguard/wg0.conf")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,127 @@ def test_only_what_may_have_read_a_changed_file_is_restarted_or_told() -> None:
     )
     live = {"web": ["rules"]}
     assert module.disturbed(found, DIRECTORY, live) == [["kafka", "redis"], ["web"]]
+
+
+def ownership(tmp_path: Path, uid: int) -> Any:
+    """What a project finds that runs as `uid` and has its data in tmp_path/data."""
+    data = {"path": str(tmp_path / "data"), "owner": str(uid), "group": str(uid)}
+    params = {"name": "example", "files": [], "secret_files": [], "validate": []}
+    directories = [{**data, "mode": "0700", "purge": False}]
+    return module.Ownership(tree_module.Tree({**params, "directories": directories}, str(tmp_path)))
+
+
+def owners(directory: Path) -> dict[str, int]:
+    return {path.name: path.lstat().st_uid for path in directory.rglob("*")}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_data_goes_to_the_user_of_the_new_definition_and_back(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.touch()
+    segments = tmp_path / "data" / "topic"
+    segments.mkdir(parents=True)
+    (segments / "segment").touch()
+    (tmp_path / "data" / "link").symlink_to(elsewhere)
+    (tmp_path / "data" / "lost+found").mkdir()
+    for path in (tmp_path / "data", segments, segments / "segment", tmp_path / "data" / "link"):
+        os.lchown(path, 1000, 1000)
+    assert not ownership(tmp_path, 1000)
+    found = ownership(tmp_path, 71001)
+    assert found.sentences() == [f"give all of {tmp_path}/data to user 71001"]
+    found.change()
+    assert owners(tmp_path / "data") == {
+        **dict.fromkeys(["topic", "segment", "link"], 71001),
+        "lost+found": 0,
+    }
+    assert elsewhere.stat().st_uid == 0, "a link is no way out"
+    assert not ownership(tmp_path, 71001)
+    found.change_back()
+    assert not ownership(tmp_path, 1000)
+    assert (tmp_path / "data").stat().st_uid == 1000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_data_that_a_killed_run_gave_away_in_part_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = tmp_path / "data" / "topic"
+    segments.mkdir(parents=True)
+    for path in (segments, segments / "one", segments / "two"):
+        path.touch()
+        os.chown(path, 1000, 1000)
+    left = iter(range(1))
+    change = os.chown
+
+    def killed(*arguments: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        change(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "chown", killed)
+        ownership(tmp_path, 71001).change()
+    found = ownership(tmp_path, 71001)
+    found.change()
+    assert set(owners(tmp_path / "data").values()) == {71001}
+
+
+class Swap:
+    """Does something right before the next change of an owner, which was decided on already."""
+
+    act: Callable[[], None] | None = None
+
+    def __call__(self, event: str, _: Any) -> None:
+        if event == "os.chown" and self.act:
+            act, self.act = self.act, None
+            act()
+
+
+@pytest.fixture(scope="module")
+def swap() -> Swap:
+    """The one of this module: Python has no way to remove it."""
+    found = Swap()
+    sys.addaudithook(found)
+    return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("swapped", ["directory for a link", "file for a link", "file for another"])
+def test_who_swaps_entries_meanwhile_gets_nothing_of_others(
+    tmp_path: Path, swap: Swap, swapped: str
+) -> None:
+    others = tmp_path / "others"
+    segments = tmp_path / "data" / "topic"
+    for directory in (others, segments):
+        directory.mkdir(parents=True)
+        (directory / "segment").touch()
+    for path in (tmp_path / "data", segments, segments / "segment"):
+        os.chown(path, 1000, 1000)
+
+    def act() -> None:
+        segments.rename(tmp_path / "data" / "moved")
+        if swapped == "directory for a link":
+            segments.symlink_to(others)
+            return
+        segments.mkdir()
+        if swapped == "file for a link":
+            (segments / "segment").symlink_to(others / "segment")
+        else:
+            (segments / "segment").hardlink_to(others / "segment")
+
+    found = ownership(tmp_path, 71001)
+    swap.act = act
+    found.change()
+    assert swap.act is None, "nothing was given away"
+    assert {path.stat().st_uid for path in (others, others / "segment")} == {0}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_of_others_that_is_linked_into_the_data_stays_theirs(tmp_path: Path) -> None:
+    (tmp_path / "others").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "segment").touch()
+    os.chown(tmp_path / "data" / "segment", 1000, 1000)
+    (tmp_path / "data" / "link").hardlink_to(tmp_path / "others")
+    ownership(tmp_path, 71001).change()
+    assert owners(tmp_path / "data") == {"segment": 71001, "link": 0}

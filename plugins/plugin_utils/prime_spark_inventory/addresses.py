@@ -12,6 +12,8 @@ from .fleet import Fleet
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+# As the services take it, in prime_spark/events.py.
+DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d+)$")
 
 
@@ -183,6 +185,18 @@ def check_owners(fleet: Fleet) -> None:
             ", ".join(names), f"telemetry_device_id is {value!r} on each, expected one of its own"
         )
     for host, values in fleet.values.items():
+        others = values.get("telemetry_other_devices") or []
+        if not isinstance(others, list):
+            fleet.refuse(host, f"telemetry_other_devices is {others!r}, expected a list of names")
+            others = []
+        # They become a part of queries and rules.
+        for name in [values.get("telemetry_device_id"), *others]:
+            if name and not DEVICE.fullmatch(str(name)):
+                fleet.refuse(
+                    host,
+                    f"{name!r} is no name of a device, expected at most 128 letters, digits and "
+                    "any of . _ : / -, the first one a letter or a digit",
+                )
         ports = [
             (port, name)
             for name, port in values.items()

@@ -8,12 +8,27 @@ from collections.abc import Mapping
 from .fleet import Fleet
 
 # Variables of the inventory that belong to no role.
-SHARED = ("images", "lab_directory", "precheck_disk_mb", "precheck_memory_mb", "stack_directory")
+SHARED = (
+    "images",
+    "lab_directory",
+    "lab_proxy",
+    "precheck_disk_mb",
+    "precheck_memory_mb",
+    "stack_directory",
+)
+# Variables that there were, and what to write instead.
+DEVICES = (
+    "every host of the group telemetry is a device, named by its telemetry_device_id; leave it "
+    "out, and list devices that no host is in telemetry_other_devices"
+)
+RETIRED = {"exporters_devices": DEVICES, "monitoring_devices": DEVICES}
 # Variables of plays: there an inventory's value has no effect.
 PLAYS = {"verify_": "playbooks/verify.yml", "facts_": "playbooks/facts.yml"}
 
 
-def check_groups(fleet: Fleet, single: list[str], needs: Mapping[str, list[str]]) -> None:
+def check_groups(
+    fleet: Fleet, single: list[str], needs: Mapping[str, list[str]], prepared: list[str]
+) -> None:
     """Groups are roles: no misspelt ones, no host without any, everything needed is there."""
     for group in fleet.groups:
         close = difflib.get_close_matches(group, fleet.roles, n=1, cutoff=0.8)
@@ -23,6 +38,12 @@ def check_groups(fleet: Fleet, single: list[str], needs: Mapping[str, list[str]]
         if not any(host in fleet.groups.get(role, []) for role in fleet.roles):
             known = ", ".join(sorted(fleet.roles))
             fleet.refuse(host, f"is in no group that is a role, expected at least one of {known}")
+        elif prepared and not any(host in fleet.groups.get(group, []) for group in prepared):
+            fleet.refuse(
+                host,
+                f"is in none of the groups {', '.join(prepared)}, whose hosts a run prepares and "
+                f"verifies; put it into a group below {prepared[0]}",
+            )
     for role in single:
         if len(hosts := fleet.of(role)) > 1:
             names = ", ".join(hosts)
@@ -53,6 +74,8 @@ def check_names(fleet: Fleet) -> None:
 
 def name_problem(fleet: Fleet, name: str, known: list[str]) -> str:
     """Why a variable that is nobody's input cannot stay; empty where it is the owner's own."""
+    if name in RETIRED:
+        return f"{name} is no variable any more: {RETIRED[name]}"
     if name.startswith(tuple(f"__{role}_" for role in fleet.roles)):
         return f"{name} is internal to its role, an inventory cannot set it"
     roles = [role for role in fleet.roles if name.startswith(f"{role}_")]

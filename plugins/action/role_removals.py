@@ -1,0 +1,63 @@
+"""Action ``role_removals``: decide which roles leave which hosts, and stop what nobody confirmed.
+
+Runs on the controller alone, after every host has said which roles left records there.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+# Ansible makes module_utils importable on hosts only, not for its own plugins.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+
+from prime_spark_inventory.removals import removals, to_confirm
+
+
+class ActionModule(ActionBase):
+    """Arguments: ``last`` (roles that others stand on, in the order in which they go),
+    ``everywhere`` (roles that have no group), ``data`` (roles that keep data), ``most`` (removals
+    that need no confirmation) and ``confirmed`` (names of roles, separated by commas).
+
+    Returns ``leaves``: host to roles, first to go first; a host that loses none is not in it.
+    Fails where something has to be confirmed and is not; in check mode it only says so."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        hostvars = variables["hostvars"]
+        recorded = {
+            str(host): list(
+                (hostvars.raw_get(host).get("host_precheck") or {}).get("recorded") or []
+            )
+            for host in variables["ansible_play_hosts"]
+        }
+        arguments = self._task.args
+        leaves = removals(recorded, variables["groups"], arguments["last"], arguments["everywhere"])
+        result.update(changed=False, leaves=leaves)
+        found = to_confirm(leaves, recorded, arguments["data"], int(arguments["most"]))
+        confirmed = {name.strip() for name in str(arguments["confirmed"]).split(",")}
+        if found.keys() <= confirmed:
+            return result
+        option = f"-e confirm_removal={','.join(found)}"
+        checking = bool(self._task.check_mode)
+        lines = [f"REMOVAL  {sentence}" for sentence in found.values()]
+        if checking:
+            lines.append(f"REMOVAL  a run without --check stops here, unless it is given {option}")
+        self._display.display("\n".join(lines), "bright purple" if checking else "red")
+        if not checking:
+            things = "1 role" if len(found) == 1 else f"{len(found)} roles"
+            msg = (
+                f"the inventory's groups say to remove {things}, see the lines above. Put the "
+                f"hosts back into the groups, or confirm with {option}. Nothing was changed."
+            )
+            result.update(failed=True, msg=msg)
+        return result
