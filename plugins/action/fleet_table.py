@@ -32,10 +32,10 @@ class ActionModule(ActionBase):
     """Prints one row per host and one line per problem.
 
     Arguments: ``hosts`` (names), ``health`` (host to the result of host_health), ``telemetry``
-    (device to age in seconds), ``devices`` (who has to have telemetry), ``fresh`` (seconds),
-    ``roles`` (names, in the order to show), ``groups`` (host to its groups), ``deferred`` (hosts
-    that were away when the run began), ``telemetry_waits_for`` (those of them without whom no
-    telemetry arrives).
+    (device to age in seconds), ``devices`` (host that has to have telemetry to its device),
+    ``fresh`` (seconds), ``roles`` (names, in the order to show), ``groups`` (host to its groups),
+    ``deferred`` (hosts that were away when the run began), ``telemetry_waits_for`` (those of them
+    without whom no telemetry arrives).
     """
 
     TRANSFERS_FILES = False
@@ -46,7 +46,7 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         args = self._task.args
         rows, problems = [], []
-        skipped: dict[str, list[str]] = {}
+        left_out: dict[str, list[str]] = {}
         deferred: list[str] = []
         waits_for = ", ".join(args["telemetry_waits_for"])
         for host in args["hosts"]:
@@ -66,7 +66,7 @@ class ActionModule(ActionBase):
             if host in args["devices"] and waits_for:
                 telemetry = f"waits for {waits_for}"
             elif host in args["devices"]:
-                age = args["telemetry"].get(host)
+                age = args["telemetry"].get(args["devices"][host])
                 telemetry = "none" if age is None else f"{float(age):.0f} s ago"
                 if age is None or float(age) > float(args["fresh"]):
                     trouble.append(
@@ -86,10 +86,10 @@ class ActionModule(ActionBase):
             )
             problems += [f"{host}: {sentence}" for sentence in trouble]
             deferred += [f"{host}: {sentence}" for sentence in health.get("deferred", [])]
-            for sentence in health["skipped"]:
-                skipped.setdefault(sentence, []).append(host)
+            for sentence in health["left_out"]:
+                left_out.setdefault(sentence, []).append(host)
         lines = ["", *table(rows, shutil.get_terminal_size((160, 24)).columns)]
-        lines += [f"skipped  {what} [{', '.join(hosts)}]" for what, hosts in skipped.items()]
+        lines += [f"left out {what} [{', '.join(hosts)}]" for what, hosts in left_out.items()]
         lines += [f"deferred {sentence}" for sentence in deferred]
         lines += [f"WRONG    {sentence}" for sentence in problems]
         if not problems:

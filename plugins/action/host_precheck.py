@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
 # Ansible makes module_utils importable on hosts only, not for its own plugins.
@@ -41,6 +42,37 @@ def reason(error: Exception) -> str:
     return last.replace("Connection to UNKNOWN port 65535", "connection")
 
 
+def refusal(said: str, host: str, user: str, address: str) -> str:
+    """What to do about a host that answers and does not let this run in; empty where it is away."""
+    login = f"{user}@{address}" if user else address
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
+        return (
+            f"{host} has another host key than the one that is known here: somebody else may be "
+            f"answering. If it was installed anew: `ssh-keygen -R {address}`, then `ssh {login}` "
+            "and compare the fingerprint with the one on its console"
+        )
+    if "Host key verification failed" in said:
+        return (
+            f"the host key of {host} is not known here: `ssh {login}` once, and compare the "
+            "fingerprint with the one on its console"
+        )
+    if "Permission denied (" in said or "Too many authentication failures" in said:
+        return (
+            f"{host} refuses the key of {user or 'this user'}: let it in there "
+            f"(`ssh-copy-id {login}`), or set ansible_user and ansible_ssh_private_key_file"
+        )
+    if "a password is required" in said or re.search(r"Missing \w+ password", said):
+        return (
+            f"{user or 'this user'} needs a password for sudo on {host}: run with "
+            "--ask-become-pass, or let it do without one (NOPASSWD in /etc/sudoers.d)"
+        )
+    if re.search(r"Incorrect \w+ password|incorrect password attempt", said):
+        return f"sudo on {host} does not take the password that was given for {user}"
+    if re.search(r"not in the sudoers file|may not run sudo|is not allowed to execute", said):
+        return f"{user or 'this user'} may not use sudo on {host}: allow it in /etc/sudoers.d"
+    return ""
+
+
 class ActionModule(ActionBase):
     """Takes the module's options and ``clock_seconds``, the difference of clocks to allow."""
 
@@ -55,17 +87,20 @@ class ActionModule(ActionBase):
         tolerance = float(arguments.pop("clock_seconds", 5))
         arguments["roles"] = self.roles(host, task_vars or {})
         self.connect_alone()
-        if list((task_vars or {})["ansible_run_tags"]) == ["verify"]:
-            return {**result, **self.reach(host)}
         before = time.time()
         try:
+            if list((task_vars or {})["ansible_run_tags"]) == ["verify"]:
+                # Whether the host is there: all that a run which only looks has to know.
+                self._low_level_execute_command("true")
+                return {**result, "changed": False}
             seen = self._execute_module(module_args=arguments, task_vars=task_vars)
-        except AnsibleConnectionFailure as error:
-            return {**result, **self.deferred(host, reason(error))}
+        except AnsibleError as error:
+            return {**result, **self.kept_out(host, error)}
         if seen.get("unreachable"):
             return {**result, **self.deferred(host, seen.get("msg", ""))}
         if seen.get("failed"):
-            return {**result, **seen}
+            said = "".join(str(seen.get(k, "")) for k in ("msg", "module_stderr", "module_stdout"))
+            return {**result, **seen, **self.refused(host, said)}
         problems = list(seen["problems"])
         if problem := clock_problem(seen["time"], before, time.time(), tolerance):
             problems.append(problem)
@@ -79,13 +114,19 @@ class ActionModule(ActionBase):
             result.update({key: seen[key] for key in ("ansible_facts", "drift", "recorded")})
         return result
 
-    def reach(self, host: str) -> dict[str, Any]:
-        """Whether the host is there: all that a run which only looks has to know."""
-        try:
-            self._low_level_execute_command("true")
-        except AnsibleConnectionFailure as error:
+    def kept_out(self, host: str, error: AnsibleError) -> dict[str, Any]:
+        """The result for a host that let nobody in: only who cannot be reached is away."""
+        if found := self.refused(host, str(error)):
+            return found
+        if isinstance(error, AnsibleConnectionFailure):
             return self.deferred(host, reason(error))
-        return {"changed": False}
+        raise error
+
+    def refused(self, host: str, said: str) -> dict[str, Any]:
+        """The failure of a host that answers and lets nobody in; empty for any other."""
+        context = self._play_context
+        why = refusal(said, host, context.remote_user or "", context.remote_addr or host)
+        return {"failed": True, "msg": f"{why}. Nothing on it was changed."} if why else {}
 
     @staticmethod
     def roles(host: str, task_vars: dict[str, Any]) -> list[str]:

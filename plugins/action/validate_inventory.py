@@ -58,6 +58,8 @@ class ActionModule(ActionBase):
             single=self._task.args.get("single", []),
             secrets=self.gather(fleet, variables["hostvars"]),
             remedy=self.remedy(variables),
+            # The role of every host.
+            prepared=self._task.args.get("hosts", {}).get("common", []),
         )
         # Shown once, a line each: Ansible repeats a failure's message and folds its lines.
         if lines := fleet.lines():
@@ -135,7 +137,7 @@ class ActionModule(ActionBase):
             if directory == os.path.dirname(directory):
                 raise AnsibleError(f"no directory `roles` above {self._loader.get_basedir()}")
             directory = os.path.dirname(directory)
-        return f"{directory}/roles"
+        return os.path.realpath(f"{directory}/roles")
 
     def read(self, path: str) -> Any:
         if not os.path.exists(path):

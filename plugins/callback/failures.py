@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import textwrap
 from typing import Any
@@ -17,7 +18,14 @@ description:
   - A run's first failure scrolls away long before its end, and the recap only counts.
   - Hosts that ended in the same task with the same message share an entry.
   - Failures that were ignored or rescued are not repeated; censored results stay censored.
-options: {}
+options:
+  outcome:
+    description: File into which to write, as JSON, which hosts C(failed) and which were
+      C(unreachable). The exit status is the same for hosts that were unreachable, for some that
+      failed beside them, and for an inventory that could not be read.
+    type: path
+    env:
+      - name: PRIME_SPARK_OUTCOME
 """
 
 # Enough of a message to act on; all of it stands where it happened.
@@ -25,11 +33,7 @@ MESSAGE_LINES = 12
 
 
 def sentences(result: dict[str, Any]) -> str:
-    """What a failed result says: its message, its items' messages, its error output."""
-    results = result.get("results") or []
-    items = [item for item in results if isinstance(item, dict) and item.get("failed")]
-    if items:
-        return "\n".join(dict.fromkeys(sentences(item) for item in items))
+    """What a failed result says: its message, its error output."""
     message = str(result.get("msg") or result.get("censored") or "")
     details = str(result.get("stderr") or result.get("module_stderr") or "").strip()
     # `command` says "non-zero return code" and leaves the reason to what the program wrote.
@@ -59,12 +63,20 @@ class CallbackModule(CallbackBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._last: dict[str, tuple[str, str, str]] = {}
+        # What the failed items of loops said, by host and task. Which items failed does not stand
+        # in the loop's own result with every version of Ansible.
+        self._items: dict[tuple[str, str], list[str]] = {}
 
     def _keep(self, result: Any) -> None:
         task = result.task
         path = os.path.relpath(task.get_path()) if task.get_path() else ""
-        message = sentences(result.result)
+        said = self._items.pop((result.host.get_name(), task._uuid), [])
+        message = "\n".join(dict.fromkeys(said)) or sentences(result.result)
         self._last[result.host.get_name()] = (task.get_name(), path, message)
+
+    def v2_runner_item_on_failed(self, result: Any) -> None:
+        key = (result.host.get_name(), result.task._uuid)
+        self._items.setdefault(key, []).append(sentences(result.result))
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         if not ignore_errors:
@@ -75,6 +87,10 @@ class CallbackModule(CallbackBase):
             self._keep(result)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
+        if path := self.get_option("outcome"):
+            outcome = {"failed": sorted(stats.failures), "unreachable": sorted(stats.dark)}
+            with open(path, "w", encoding="utf-8") as stream:
+                json.dump(outcome, stream)
         hosts: dict[tuple[str, str, str], list[str]] = {}
         for host in sorted({*stats.failures, *stats.dark}):
             if host in self._last:

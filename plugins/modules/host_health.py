@@ -8,6 +8,7 @@ module: host_health
 short_description: Compare units, containers, mounts and VPN of a host with what should be
 description:
   - Reads only. Every look has a time limit, so a dead NAS or daemon is reported, not waited for.
+  - Looks again for O(wait_seconds) while something is wrong, and never fails for it.
 options:
   units:
     description: Systemd units that have to be active.
@@ -37,6 +38,36 @@ options:
     description: Database of the project C(timescale) on this host, to ask for the newest telemetry.
     type: str
     default: ""
+  devices:
+    description: Devices whose newest row in O(database) has to be fresh.
+    type: list
+    elements: str
+    default: []
+  fresh_seconds:
+    description: Age that is waited for; the newest row of each of O(devices) is to be younger.
+    type: int
+    default: 70
+  prometheus:
+    description: The Prometheus of this host, and what it has to scrape.
+    type: dict
+    suboptions:
+      url: {description: Where it listens., type: str, required: true}
+      username: {description: As whom to ask., type: str, required: true}
+      password_file: {description: File with the password., type: path, required: true}
+      targets:
+        description: Targets that have to be up.
+        type: list
+        elements: dict
+        required: true
+        suboptions:
+          job: {description: Name of the job., type: str, required: true}
+          host: {description: The target's label C(host)., type: str, required: true}
+          address: {description: Address and port., type: str, required: true}
+          service: {description: The target's label C(service)., type: str, default: ""}
+  wait_seconds:
+    description: How long to look again while something is wrong.
+    type: int
+    default: 0
 """
 
 RETURN = r"""
@@ -64,18 +95,20 @@ telemetry:
     database did not answer.
   type: dict
   returned: always
-skipped:
+left_out:
   description: What this host leaves out, and why.
   type: list
   elements: str
   returned: always
 """
 
+import base64
 import json
 import os
 import socket
 import subprocess
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -136,15 +169,15 @@ def container_state(projects: list[str]) -> tuple[int, list[str], list[str]]:
                 well += 1
             else:
                 problems.append(f"container {name} is {text}, expected running and healthy")
-    skipped = []
+    left_out = []
     status, said = output(["docker", "info", "--format", "{{.CPUCfsQuota}} {{.MemoryLimit}}"])
     if status == 0:
         quota, memory = said.split()[:2]
         if quota != "true":
-            skipped.append("containers' CPU limits: the kernel offers no CFS quota to Docker")
+            left_out.append("containers' CPU limits: the kernel offers no CFS quota to Docker")
         if memory != "true":
-            skipped.append("containers' memory limits: the host's cgroup has no memory controller")
-    return well, problems, skipped
+            left_out.append("containers' memory limits: the host's cgroup has no memory controller")
+    return well, problems, left_out
 
 
 def unit_source(path: str) -> tuple[str, int]:
@@ -231,31 +264,61 @@ def newest_rows(database: str) -> tuple[dict[str, float] | None, str]:
     return dict(json.loads(said)), ""
 
 
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "units": {"type": "list", "elements": "str", "default": []},
-            "projects": {"type": "list", "elements": "str", "default": []},
-            "mounts": {"type": "list", "elements": "str", "default": []},
-            "vpn": {"type": "bool", "default": False},
-            "vpn_peers": {"type": "list", "elements": "str", "default": []},
-            "database": {"type": "str", "default": ""},
-        },
-        supports_check_mode=True,
+def scraped(prometheus: dict[str, Any]) -> dict[tuple[str, str], tuple[str, str]]:
+    """Job and address of every target that Prometheus has, with its health and last error."""
+    with open(prometheus["password_file"], encoding="utf-8") as stream:
+        login = f"{prometheus['username']}:{stream.read().strip()}"
+    request = urllib.request.Request(
+        f"{prometheus['url']}/api/v1/targets?state=active",
+        headers={"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"},
     )
-    params: dict[str, Any] = module.params
+    with urllib.request.urlopen(request, timeout=LIMIT) as answer:
+        targets = json.load(answer)["data"]["activeTargets"]
+    return {
+        (target["labels"]["job"], target["labels"]["instance"]): (
+            target["health"],
+            target["lastError"],
+        )
+        for target in targets
+    }
+
+
+def target_problems(prometheus: dict[str, Any] | None) -> list[str]:
+    """What Prometheus should see and does not."""
+    if not prometheus:
+        return []
+    try:
+        seen = scraped(prometheus)
+    except (OSError, ValueError, KeyError) as error:
+        return [f"Prometheus does not tell its targets: {error}"]
+    problems = []
+    for target in prometheus["targets"]:
+        health, why = seen.get((target["job"], target["address"]), ("not among its targets", ""))
+        if health != "up":
+            what = f"{target['service'] or target['job']} of {target['host']}"
+            state = {"unknown": "not scraped yet"}.get(health, health)
+            detail = f" ({why})" if why else ""
+            problems.append(
+                f"Prometheus: {what} at {target['address']} is {state}{detail}, expected up"
+            )
+    return problems
+
+
+def look(params: dict[str, Any]) -> dict[str, Any]:
+    """What is true right now, as the module returns it."""
     # Beside each other: most of it is waiting for other programs.
-    with ThreadPoolExecutor(max_workers=5) as pool:
+    with ThreadPoolExecutor(max_workers=6) as pool:
         units = pool.submit(unit_problems, params["units"])
         states = pool.submit(container_state, params["projects"])
         shares = pool.submit(mount_problems, params["mounts"])
         container = pool.submit(output, ["systemd-detect-virt", "--container"])
         rows = pool.submit(newest_rows, params["database"]) if params["database"] else None
+        targets = pool.submit(target_problems, params["prometheus"])
         ages, silent_peers = vpn_state(params["vpn_peers"]) if params["vpn"] else ({}, [])
-    containers, trouble, skipped = states.result()
+    containers, trouble, left_out = states.result()
     # The look has tried to mount; each takes as long as a dead server's timeouts.
     mounts, settled, deferred = shares.result()
-    problems = [*units.result(), *trouble, *settled, *silent_peers]
+    problems = [*units.result(), *trouble, *settled, *silent_peers, *targets.result()]
     seen: dict[str, Any] = {
         "units": len(params["units"]) - len(units.result()),
         "containers": containers,
@@ -264,19 +327,71 @@ def main() -> None:
     }
     status, kind = container.result()
     if status == 0:
-        skipped.append(f"kernel settings other than net.*: the host is a container ({kind})")
+        left_out.append(f"kernel settings other than net.*: the host is a container ({kind})")
     telemetry, why = rows.result() if rows else (None, "")
     if why:
         problems.append(f"the database does not tell the newest telemetry: {why}")
-    module.exit_json(
-        changed=False,
-        problems=problems,
-        settled=settled,
-        deferred=deferred,
-        seen=seen,
-        telemetry=telemetry,
-        skipped=skipped,
+    return {
+        "problems": problems,
+        "settled": settled,
+        "deferred": deferred,
+        "seen": seen,
+        "telemetry": telemetry,
+        "left_out": left_out,
+    }
+
+
+def may_improve(found: dict[str, Any], params: dict[str, Any]) -> bool:
+    """Whether a later look may find less wrong.
+
+    Right after a start, a container's health check or a VPN handshake still runs, and a sample is
+    on its way into the database.
+    """
+    if set(found["problems"]) - set(found["settled"]):
+        return True
+    if not params["database"]:
+        return False
+    ages = found["telemetry"]
+    return any(
+        ages.get(name, float("inf")) >= params["fresh_seconds"] for name in params["devices"]
     )
+
+
+def main() -> None:
+    target = {
+        "job": {"type": "str", "required": True},
+        "host": {"type": "str", "required": True},
+        "address": {"type": "str", "required": True},
+        "service": {"type": "str", "default": ""},
+    }
+    prometheus = {
+        "url": {"type": "str", "required": True},
+        "username": {"type": "str", "required": True},
+        "password_file": {"type": "path", "required": True, "no_log": False},
+        "targets": {"type": "list", "elements": "dict", "required": True, "options": target},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "units": {"type": "list", "elements": "str", "default": []},
+            "projects": {"type": "list", "elements": "str", "default": []},
+            "mounts": {"type": "list", "elements": "str", "default": []},
+            "vpn": {"type": "bool", "default": False},
+            "vpn_peers": {"type": "list", "elements": "str", "default": []},
+            "database": {"type": "str", "default": ""},
+            "devices": {"type": "list", "elements": "str", "default": []},
+            "fresh_seconds": {"type": "int", "default": 70},
+            "prometheus": {"type": "dict", "options": prometheus},
+            "wait_seconds": {"type": "int", "default": 0},
+        },
+        supports_check_mode=True,
+    )
+    params: dict[str, Any] = module.params
+    deadline = time.monotonic() + params["wait_seconds"]
+    found = look(params)
+    while may_improve(found, params) and time.monotonic() < deadline:
+        time.sleep(1)
+        found = look(params)
+    module.exit_json(changed=False, **found)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+FAILURES: Any = sys.modules["prime_spark_callback.failures"]
 HOSTS = """
 all:
   vars: {ansible_connection: local, ansible_python_interpreter: "{{ ansible_playbook_python }}"}
@@ -158,3 +161,21 @@ def test_an_unreachable_host_is_named(tmp_path: Path) -> None:
 
     assert said.startswith("FAILED   one, three, two: Look\n")
     assert "Connection refused" in said
+
+
+def test_what_items_said_is_shown_where_a_loop_does_not_tell_which_failed() -> None:
+    """As with core 2.21, whose results say in no item whether it failed."""
+    shown: list[str] = []
+    callback = FAILURES.CallbackModule()
+    callback._display = SimpleNamespace(display=lambda text, color: shown.append(text))
+    callback.get_option = lambda _: None
+    task = SimpleNamespace(_uuid="1", get_name=lambda: "Run it", get_path=lambda: "")
+    host = SimpleNamespace(get_name=lambda: "one")
+    item = {"msg": "non-zero return code", "rc": 3, "stderr": "sda is full"}
+    loop = {"changed": True, "msg": "One or more items failed", "results": [{"rc": 0}, item]}
+    callback.v2_runner_item_on_failed(SimpleNamespace(task=task, host=host, result=item))
+    callback.v2_runner_on_failed(SimpleNamespace(task=task, host=host, result=loop))
+    callback.v2_playbook_on_stats(SimpleNamespace(failures={"one": 1}, dark={}))
+    (said,) = shown
+    lines = [line.strip() for line in said.splitlines()]
+    assert lines == ["FAILED   one: Run it", "non-zero return code", "sda is full"]

@@ -12,13 +12,13 @@ module: Any = sys.modules["prime_spark_action.fleet_table"]
 WELL = {
     "seen": {"handshakes": {"hub": 12}, "mounts": ["/mnt/nas"], "containers": 2, "units": 3},
     "problems": [],
-    "skipped": [],
+    "left_out": [],
 }
 ARGUMENTS: dict[str, Any] = {
     "hosts": ["one"],
     "health": {"one": WELL},
-    "telemetry": {"one": 4.0},
-    "devices": ["one"],
+    "telemetry": {"pump": 4.0},
+    "devices": {"one": "pump"},
     "fresh": 60,
     "roles": ["wireguard", "api"],
     "groups": {"one": ["wireguard"]},
@@ -48,7 +48,10 @@ def test_a_host_that_is_well_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"telemetry": {"one": 61.0}}, "one: newest telemetry row: 61 s ago, expected within 60 s"),
+        (
+            {"telemetry": {"pump": 61.0}},
+            "one: newest telemetry row: 61 s ago, expected within 60 s",
+        ),
         ({"telemetry": {}}, "one: newest telemetry row: none, expected within 60 s"),
         ({"health": {"one": {**WELL, "problems": ["x is down"]}}}, "one: x is down"),
         ({"health": {}}, "one: failed earlier in this run, nothing more is known of it"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,3 +169,88 @@ def test_the_reason_for_not_reaching_a_host_is_one_line() -> None:
 def test_a_proxy_that_ssh_cannot_name_is_left_out_of_the_reason() -> None:
     said = "Failed to connect to the host via ssh: \nConnection to UNKNOWN port 65535 timed out\r\n"
     assert ACTION.reason(Exception(said)) == "connection timed out"
+
+
+# --- who does not let a run in ----------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+CHANGED = """@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!
+Host key for changed.invalid has changed and you have requested strict checking.
+Host key verification failed."""
+UNKNOWN = """No ED25519 host key is known for unknown.invalid and you have requested strict \
+checking.
+Host key verification failed."""
+# Host to what ssh says and to the line that the run ends with for it.
+KEPT_OUT = {
+    "keyless": (
+        "prime@keyless.invalid: Permission denied (publickey).",
+        "keyless refuses the key of prime: let it in there (`ssh-copy-id prime@keyless.invalid`)",
+    ),
+    "changed": (
+        CHANGED,
+        "changed has another host key than the one that is known here: somebody else may be "
+        "answering. If it was installed anew: `ssh-keygen -R changed.invalid`",
+    ),
+    "unknown": (
+        UNKNOWN,
+        "the host key of unknown is not known here: `ssh prime@unknown.invalid` once",
+    ),
+    "closed": (
+        "sudo: a password is required",
+        "prime needs a password for sudo on closed: run with --ask-become-pass",
+    ),
+}
+
+
+@pytest.mark.parametrize("tags", ["common", "verify"])
+def test_only_who_cannot_be_reached_is_away(tmp_path: Path, tags: str) -> None:
+    cases = {**KEPT_OUT, "away": ("ssh: connect to host away.invalid port 22: timed out", "")}
+    script = ["#!/bin/sh", 'case "$*" in']
+    for name, (said, _) in cases.items():
+        (tmp_path / name).write_text(said + "\n")
+        script.append(f"*{name}.invalid*) cat {tmp_path / name} >&2;;")
+    (tmp_path / "ssh").write_text(
+        "\n".join([*script, "esac", 'case "$*" in *closed.invalid*) exit 1;; esac', "exit 255"])
+    )
+    (tmp_path / "ssh").chmod(0o755)
+    hosts = {name: {"ansible_host": f"{name}.invalid"} for name in cases}
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(
+        json.dumps(
+            {
+                "all": {
+                    "vars": {"ansible_user": "prime"},
+                    "children": {"managed": {"hosts": hosts}},
+                }
+            }
+        )
+    )
+    outcome = tmp_path / "outcome"
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            *("-i", inventory, "playbooks/facts.yml", "--tags", tags),
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_SSH_EXECUTABLE": str(tmp_path / "ssh"),
+            "PRIME_SPARK_OUTCOME": str(outcome),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert re.findall(r"(\w+) is unreachable \(", said) == ["away"]
+    for name, (_, sentence) in KEPT_OUT.items():
+        assert sentence in said, (name, done.stdout)
+    assert json.loads(outcome.read_text()) == {
+        "failed": sorted(KEPT_OUT),
+        "unreachable": ["away"],
+    }

@@ -63,6 +63,9 @@ def test_a_right_fleet_is_not_refused() -> None:
         ({"wireguard_mtu": -1}, "expected 1280 to 9000 bytes"),
         ({"wireguard_network": "10.8.0.0/25"}, "differs between hosts"),
         ({"docker_log_max_file": -1}, "expected no negative number"),
+        ({"wireguard_member_connections": 0}, "expected at least 1"),
+        ({"telemetry_other_devices": "pump"}, "expected a list of names"),
+        ({"telemetry_device_id": "o'brien"}, "is no name of a device"),
         ({"kafka_data_directory": "kafka"}, "expected a directory such as /var/lib/prime-spark/"),
         ({"kafka_data_directory": "/opt/../etc"}, "expected a directory such as"),
     ],
@@ -102,6 +105,8 @@ def test_devices_have_names_and_addresses_of_their_own(
         ("wireguard_adress", "did you mean wireguard_address?"),
         ("kafka_unlike_any_other", "see roles/kafka/meta/argument_specs.yml"),
         ("__kafka_users", "is internal to its role"),
+        ("exporters_devices", "list devices that no host is in telemetry_other_devices"),
+        ("monitoring_devices", "every host of the group telemetry is a device"),
         ("verify_fresh", "belongs to playbooks/verify.yml"),
         ("stack_dirctory", "did you mean stack_directory?"),
         ("stack_directory", ""),
@@ -119,6 +124,47 @@ def test_names_are_known_or_the_owners_own(name: str, sentence: str) -> None:
 
 def test_the_command_line_may_set_what_belongs_to_a_play() -> None:
     assert refusals(raw={"verify_fresh": "60"}, typed={"verify_fresh"}) == []
+
+
+QUOTAS = {"redis": {"user_bytes": 16 * 2**20, "all_bytes": 48 * 2**20}}
+
+
+@pytest.mark.parametrize(
+    ("most", "quotas", "said"),
+    [
+        ("128mb", QUOTAS, ""),
+        ("96MB", QUOTAS, ""),
+        ("0", QUOTAS, ""),
+        ("100663296", QUOTAS, ""),
+        ("1gb", {"nas": {"user_bytes": 1}}, ""),
+        ("64mb", {"redis": {"user_bytes": 1}},
+         "api_memory_quotas: all_bytes of redis is 50331648, expected at most 33554432, half of "
+         "redis_max_memory 64mb of hub; lower it, or raise redis_max_memory to 96mb, and "
+         "redis_memory with it"),
+        ("64m", {"redis": {"all_bytes": 32_000_001}}, "raise redis_max_memory to 62mb"),
+        ("128mb", {"redis": {"user_bytes": 48 * 2**20 + 1}},
+         "api_memory_quotas: user_bytes of redis is 50331649, expected at most all_bytes, which is "
+         "50331648; lower it, or raise all_bytes"),
+        ("128mb", {"redis": {"all_bytes": 1}}, ""),
+        ("128mb", {"database": {"user_bytes": 2, "all_bytes": 1}}, "user_bytes of database is 2"),
+        ("128MiB", QUOTAS,
+         "redis_max_memory is '128MiB', expected bytes, or a number with kb, mb or gb"),
+        ("50%", QUOTAS, "redis_max_memory is '50%', expected bytes"),
+    ],
+)  # fmt: skip
+def test_quotas_fit_into_the_memory_of_redis(
+    most: str, quotas: dict[str, dict[str, int]], said: str
+) -> None:
+    fleet = RULES.Fleet(
+        roles={"api": RULES.Role("api", {}, {"api_memory_quotas": QUOTAS})},
+        groups={"api": ["hub"], "redis": ["hub"]},
+        raw={"hub": {}},
+        values={"hub": {"redis_max_memory": most, "api_memory_quotas": quotas}},
+    )
+    RULES.judge(fleet, needs={}, single=[], secrets=set(), remedy="make secrets")
+    found = [f"{where}: {sentence}" for where, sentence in fleet.refusals]
+    assert len(found) == (1 if said else 0), found
+    assert said in "".join(found)
 
 
 def test_a_secret_that_is_short_is_named_and_not_shown() -> None:

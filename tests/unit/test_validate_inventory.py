@@ -23,7 +23,7 @@ from tests.unit.warm import playbook, processes
 from tools.vault import References
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 10.0
+SECONDS = 30.0
 SECRETS = References(ROOT / "inventories" / "lab").required
 DIGEST = "sha256:" + "0" * 64
 
@@ -119,6 +119,12 @@ def no_hub(data: Inventory) -> None:
 
 def idle_host(data: Inventory) -> None:
     data["hosts"]["all"]["hosts"] = {"printer-1": {"ansible_host": "10.90.1.99"}}
+
+
+def unprepared_host(data: Inventory) -> None:
+    children = data["hosts"]["all"]["children"]
+    children["telemetry"]["hosts"] = {"pi-2": {"ansible_host": "10.90.1.99"}}
+    children["wireguard"]["hosts"] = {"pi-2": {"wireguard_address": "10.90.8.9"}}
 
 
 def misspelt_group(data: Inventory) -> None:
@@ -240,6 +246,12 @@ CASES = [
         "printer-1: is in no group that is a role, expected at least one of airflow, api, cli, ",
     ),
     Case(
+        "a host with roles that no run prepares",
+        unprepared_host,
+        "pi-2: is in none of the groups managed, nas_server, whose hosts a run prepares and "
+        "verifies; put it into a group below managed",
+    ),
+    Case(
         "a misspelt group",
         misspelt_group,
         "kafak: no role is called like this group; did you mean kafka?",
@@ -321,6 +333,28 @@ CASES = [
         ("-e", "kafka_purge_topics=false"),
     ),
     Case(
+        "a number on the command line that is a text",
+        everywhere(),
+        "control-pc-1: telemetry_interval_seconds is the text '7', expected a number; "
+        "on the command line: -e '{\"telemetry_interval_seconds\": 7}'",
+        ("-e", "telemetry_interval_seconds=7"),
+    ),
+    Case(
+        "a number in quotes",
+        everywhere(telemetry_interval_seconds="7"),
+        "primecore1: telemetry_interval_seconds is the text '7', expected a number: no quotes",
+    ),
+    Case(
+        "a number for a text, within a list",
+        everywhere(wireguard_clients=[{"name": 5, "address": "10.90.8.40", "public_key": "k"}]),
+        "control-pc-1: wireguard_clients: name is the number 5, expected a text: in quotes",
+    ),
+    Case(
+        "a number for a text",
+        everywhere(monitoring_scrape_interval=5),
+        "primecore1: monitoring_scrape_interval is the number 5, expected a text: in quotes",
+    ),
+    Case(
         "a port that is none",
         on("control-pc-1", api_port=80800),
         "control-pc-1: api_port is 80800, expected a port between 1 and 65535",
@@ -329,6 +363,12 @@ CASES = [
         "a port twice",
         on("control-pc-1", api_port=6379),
         "control-pc-1: api_port and redis_port are both 6379, expected two ports",
+    ),
+    Case(
+        "less memory than quotas",
+        on("control-pc-1", redis_max_memory="64mb"),
+        "control-pc-1: api_memory_quotas: all_bytes of redis is 50331648, expected at most "
+        "33554432, half of redis_max_memory 64mb of control-pc-1; lower it, or raise ",
     ),
     Case(
         "a missing image",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ SYSTEM_DIRECTORIES = {
 }  # fmt: skip
 # What a Linux interface takes for IPv4, and IPv6 needs, to an Ethernet jumbo frame.
 MTU = range(1280, 9001)
+# Of none of these there may be none. A limit of no connections locks everybody out, SSH included.
+POSITIVE = ("_seconds", "_ms", "_bytes", "_records", "_connections")
 
 
 def check_value(fleet: Fleet, host: str, name: str, option: Mapping[str, Any], value: Any) -> bool:
@@ -43,14 +47,49 @@ def check_value(fleet: Fleet, host: str, name: str, option: Mapping[str, Any], v
         fleet.refuse(host, f"{name} is {shown(name, value)}, expected {expected(option)}")
         return False
     spec = {name: {key: option[key] for key in option if key not in ("description", "default")}}
-    result = ArgumentSpecValidator(spec).validate({name: value})
+    # It writes into mappings within a value.
+    result = ArgumentSpecValidator(spec).validate(copy.deepcopy({name: value}))
     if result.error_messages:
         detail = ""
         if isinstance(value, (dict, list)) and not SECRET.search(name):
             detail = f" ({result.error_messages[0]})"
         fleet.refuse(host, f"{name} is {shown(name, value)}, expected {expected(option)}{detail}")
         return False
+    if found := another_type(value, result.validated_parameters[name]):
+        fleet.refuse(host, type_problem(fleet, name, value, *found))
+        return False
     return True
+
+
+def another_type(given: Any, wanted: Any, place: str = "") -> tuple[str, Any, Any] | None:
+    """Where within a value, what, and what Ansible makes of it, where that is of another type.
+
+    It would do so for a module; a role's templates and services see what was given.
+    """
+    if isinstance(given, dict) and isinstance(wanted, dict):
+        pairs = [(given[key], wanted.get(key), str(key)) for key in given]
+    elif isinstance(given, list) and isinstance(wanted, list):
+        pairs = [(mine, other, place) for mine, other in zip(given, wanted, strict=True)]
+    else:
+        for kind in (bool, str, (int, float)):
+            if isinstance(wanted, kind):
+                return None if isinstance(given, kind) else (place, given, wanted)
+        return None
+    return next((found for pair in pairs if (found := another_type(*pair))), None)
+
+
+def type_problem(fleet: Fleet, name: str, whole: Any, place: str, given: Any, wanted: Any) -> str:
+    """What to write instead of a value that is of another type than its specification says."""
+    kind = "a text" if isinstance(wanted, str) else "a number"
+    if isinstance(wanted, bool):
+        kind = "true or false"
+    if SECRET.search(name):
+        return f"{name} is {shown(name, whole)}, expected {kind}"
+    seen = f"the text {given!r}" if isinstance(given, str) else f"the number {given}"
+    hint = ": in quotes" if isinstance(wanted, str) else ": no quotes"
+    if name in fleet.typed and whole is given:
+        hint = f"; on the command line: -e '{json.dumps({name: wanted})}'"
+    return f"{name}{place and f': {place}'} is {seen}, expected {kind}{hint}"
 
 
 def check_number(fleet: Fleet, host: str, name: str, value: int) -> None:
@@ -59,7 +98,7 @@ def check_number(fleet: Fleet, host: str, name: str, value: int) -> None:
         fleet.refuse(host, f"{name} is {value}, expected a port between 1 and 65535")
     elif name.endswith("_mtu") and value not in MTU:
         fleet.refuse(host, f"{name} is {value}, expected {MTU[0]} to {MTU[-1]} bytes")
-    elif name.endswith(("_seconds", "_ms", "_bytes", "_records")) and value < 1:
+    elif name.endswith(POSITIVE) and value < 1:
         fleet.refuse(host, f"{name} is {value}, expected at least 1")
     elif value < 0:
         fleet.refuse(host, f"{name} is {value}, expected no negative number")
