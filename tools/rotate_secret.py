@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.vault import PREVIOUS, REPOSITORY, References, SecretsError, Vault, new_secret
 
-# What ansible-playbook exits with when all went well but some hosts could not be reached.
+# What ansible-playbook exits with when all went well but some hosts could not be reached, and when
+# something failed.
 UNREACHABLE = 4
+FAILED = 2
 # It comes from roles/wireguard; a host that misses the change of a pair's key is cut off by it.
 CUT_OFF_WITHOUT = "wireguard"
 
@@ -73,10 +77,24 @@ def finish(vault: Vault, secret: str) -> None:
 
 
 def play(inventory: Path, playbook: str, *arguments: str) -> int:
-    """Run a playbook, its output on the terminal."""
+    """Run a playbook, its output on the terminal; 0, UNREACHABLE or another exit status.
+
+    Ansible's own is UNREACHABLE, too, where hosts failed beside those that are away, and where it
+    could not read the inventory.
+    """
     command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(inventory)]
     sys.stdout.flush()
-    return subprocess.run([*command, playbook, *arguments], cwd=REPOSITORY, check=False).returncode
+    with tempfile.TemporaryDirectory(prefix="prime-spark-") as directory:
+        outcome = Path(directory) / "outcome"
+        environment = {**os.environ, "PRIME_SPARK_OUTCOME": str(outcome)}
+        done = subprocess.run(
+            [*command, playbook, *arguments], cwd=REPOSITORY, env=environment, check=False
+        )
+        if done.returncode != UNREACHABLE:
+            return done.returncode
+        if outcome.exists() and not json.loads(outcome.read_text())["failed"]:
+            return UNREACHABLE
+        return FAILED
 
 
 def rotate(vault: Vault, references: References, secret: str, extra: list[str]) -> int:

@@ -17,7 +17,7 @@ from testinfra.host import Host
 
 from tests.fleet import fleet
 from tests.fleet.canaries import scan, scan_host
-from tests.fleet.fleet import members, name_of, on, variables
+from tests.fleet.fleet import members, name_of, on, shell, variables
 
 # Which secrets a host may hold, by its groups. The seed of the preshared keys is on none.
 NEEDED = {
@@ -72,18 +72,17 @@ NEEDED = {
 # Where they may stand there: owned by root or by the user of the container that reads them.
 PLACES = {
     r"/etc/prime-spark/[a-z_-]+/credentials/[a-z0-9_-]+": {("0600", 0)},
-    r"/opt/prime-spark/stack/kafka/config/kafka/secret/[a-z.]+": {("0400", 1000)},
+    r"/opt/prime-spark/stack/kafka/config/kafka/secret/[a-z.]+": {("0400", 71001)},
     r"/etc/wireguard/[a-z0-9.]+": {("0600", 0)},
     r"/opt/prime-spark/stack/airflow/config/airflow/secret/[a-z_.]+": {("0400", 50000)},
     r"/opt/prime-spark/stack/timescale/config/timescale/secret/[a-z_]+": {("0400", 70)},
-    r"/opt/prime-spark/stack/exporters/config/postgres-exporter/secret/password": {("0400", 65534)},
+    r"/opt/prime-spark/stack/exporters/config/postgres-exporter/secret/password": {("0400", 71006)},
     r"/opt/prime-spark/stack/exporters/config/redis-exporter/secret/passwords.json": {
-        ("0400", 59000)
+        ("0400", 71007)
     },
-    r"/opt/prime-spark/stack/monitoring/config/(alertmanager|prometheus)/secret/[a-z_-]+": {
-        ("0400", 65534)
-    },
-    r"/opt/prime-spark/stack/monitoring/config/grafana/secret/[a-z_]+": {("0400", 472)},
+    r"/opt/prime-spark/stack/monitoring/config/prometheus/secret/[a-z_-]+": {("0400", 71003)},
+    r"/opt/prime-spark/stack/monitoring/config/alertmanager/secret/[a-z_-]+": {("0400", 71004)},
+    r"/opt/prime-spark/stack/monitoring/config/grafana/secret/[a-z_]+": {("0400", 71005)},
 }
 # systemd's own copies, for the service's user only, in a directory of that user.
 LOADED = r"/run/credentials/prime-spark-[a-z-]+\.service/[a-z0-9_-]+"
@@ -132,6 +131,28 @@ def test_a_host_has_the_secrets_that_its_groups_need_and_no_other(host: Host) ->
 @on("all")
 def test_no_process_has_a_secret_in_its_arguments_or_environment(host: Host) -> None:
     assert seen_on(name_of(host))["processes"] == {}
+
+
+@on("docker")
+def test_no_user_of_the_host_is_the_user_of_a_container(host: Host) -> None:
+    # Who has the same number reads the container's secrets through /proc, whatever the files say.
+    users = """
+    docker ps --quiet | xargs docker inspect --format '{{.Name}} {{.State.Pid}}' |
+    while read -r name pid; do
+        for group in $(cat /proc/"$pid"/cgroup); do
+            xargs -a /sys/fs/cgroup"${group#*::}"/cgroup.procs -I{} stat -c "$name %u" /proc/{}
+        done
+    done | sort -u
+    """
+    used: dict[int, set[str]] = {}
+    for line in shell(host, users).splitlines():
+        name, uid = line.split()
+        used.setdefault(int(uid), set()).add(name)
+    used.pop(0, None)  # what starts as root and drops its rights
+    accounts = {int(line.split(":")[2]) for line in shell(host, "getent passwd").splitlines()}
+    assert used and not used.keys() & (accounts | {65534, 1000})
+    shared = [names for names in used.values() if len({n.split("-")[0] for n in names}) > 1]
+    assert shared == [], "one number in two projects"
 
 
 @on("docker")

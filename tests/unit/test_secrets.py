@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -76,12 +77,29 @@ def test_a_wrong_password_is_a_clear_refusal(made: Vault) -> None:
         make_secrets.make(made.inventory)
 
 
-def test_an_unknown_inventory_is_a_clear_refusal(inventory: Path, tmp_path: Path) -> None:
+def test_an_unknown_inventory_is_a_clear_refusal(tmp_path: Path) -> None:
     with pytest.raises(SecretsError, match="expected the directory of an inventory"):
         Vault(tmp_path / "nowhere")
+
+
+def test_an_inventory_of_another_name_opens_with_the_owners_password(
+    inventory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRIME_SPARK_VAULT_PASSWORD_FILE", str(tmp_path / "password"))
     other = inventory.rename(tmp_path / "staging")
-    with pytest.raises(SecretsError, match=r"no script tools/vault-password-staging.*lab, prod"):
-        Vault(other)
+    make_secrets.make(other)
+    (other / "hosts.yml").write_text("all: {hosts: {hub: {}}}")
+    answer = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("ansible-inventory"), "-i", other),
+            *("--host", "hub"),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert json.loads(answer.stdout)[SECRET] == Vault(other).read()[SECRET]
 
 
 def test_a_second_command_is_refused_while_one_is_at_work(made: Vault) -> None:
@@ -276,3 +294,33 @@ def test_what_cannot_be_rotated_is_refused(made: Vault) -> None:
     made.write({name: value for name, value in known.items() if name != SECRET})
     with pytest.raises(SecretsError, match="was never made"):
         rotate(made)
+
+
+PLAY = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.command: "true"
+    - ansible.builtin.fail: {msg: refused}
+      when: inventory_hostname == 'refused'
+"""
+
+
+@pytest.mark.parametrize(
+    ("hosts", "status"),
+    [
+        ("there\naway ansible_connection=ssh ansible_host=127.0.0.1 ansible_port=1", 4),
+        ("refused\naway ansible_connection=ssh ansible_host=127.0.0.1 ansible_port=1", 2),
+        # As with an inventory whose vault cannot be opened.
+        ("", 2),
+    ],
+    ids=["one away", "one away, one failed", "nothing was played"],
+)
+def test_a_rotation_is_not_told_that_a_host_which_failed_is_away(
+    tmp_path: Path, hosts: str, status: int
+) -> None:
+    python = f"ansible_python_interpreter={sys.executable}"
+    inventory, playbook = tmp_path / "hosts.ini", tmp_path / "play.yml"
+    inventory.write_text(f"{hosts}\n[all:vars]\nansible_connection=local\n{python}\n")
+    playbook.write_text(PLAY if hosts else "- hosts: [")
+    assert rotate_secret.play(inventory, str(playbook)) == status
