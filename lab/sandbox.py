@@ -19,11 +19,12 @@ from lab.common import LabError
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# Arguments: root, data directory, its place in the root, uid, then the command. The working
-# directories are tmpfs, the root itself is read-only. Giving up root clears the death signal, so
-# it is set again last; the command becomes PID 1 of the namespace and takes all children along.
+# Arguments: root, data directory, its place in the root, uid, options of /tmp, then the command.
+# The working directories are tmpfs, the root itself is read-only. Giving up root clears the death
+# signal, so it is set again last; the command becomes PID 1 of the namespace and takes all children
+# along.
 _SANDBOX = """
-root=$1 data=$2 place=$3 uid=$4; shift 4
+root=$1 data=$2 place=$3 uid=$4 tmp=$5; shift 5
 mount --bind "$root" "$root"
 mount -o remount,bind,ro "$root"
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
@@ -34,7 +35,7 @@ for node in null zero full random urandom; do
 done
 mkdir "$root/dev/shm"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
-mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+mount -t tmpfs -o "noexec,nosuid,nodev,$tmp" tmpfs "$root/tmp"
 mount -t tmpfs -o mode=1777 tmpfs "$root/run"
 mount --bind "$data" "$root$place"
 exec chroot "$root" setpriv --reuid="$uid" --regid="$uid" --clear-groups --no-new-privs \\
@@ -57,6 +58,8 @@ class Sandbox:
     image: ClassVar[str]
     uid: ClassVar[int]
     data_path: ClassVar[str]
+    # As of a container's tmpfs, beside what Docker gives it: noexec, nosuid, nodev.
+    tmp_options: ClassVar[str] = "mode=1777"
 
     def __init__(self, directory: Path) -> None:
         self._data = directory / "data"
@@ -92,7 +95,7 @@ class Sandbox:
         argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"]
         argv += ["--kill-child=KILL", "--", "/bin/sh", "-euc", _SANDBOX, "sandbox"]
         argv += [str(images.root_path(self.image)), str(self._data), self.data_path]
-        argv += [str(self.uid), *command]
+        argv += [str(self.uid), self.tmp_options, *command]
         environment = {
             "PATH": SYSTEM_PATH,
             "LANG": "C.UTF-8",

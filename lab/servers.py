@@ -19,6 +19,7 @@ import hashlib
 import hmac
 import os
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -37,6 +38,7 @@ from lab import images
 from lab.common import LOGS
 from lab.sandbox import SYSTEM_PATH, Sandbox, SandboxError
 
+ROLES = Path(__file__).resolve().parent.parent / "roles"
 HOST = "127.0.0.1"
 # Below the range the kernel gives to outgoing connections: there, a client that keeps trying a
 # dead server's port can end up connected to itself and hold the port.
@@ -46,6 +48,14 @@ _LOG_TAIL = 60
 _PREFIX = "prime-spark-server-"
 _LEFTOVER_SECONDS = 60.0
 _LOG_SECONDS = 24 * 3600.0
+
+
+def _tmp_options(role: str, uid: int) -> str:
+    """The options of /tmp that a role gives its container, here for another user."""
+    compose = ROLES / role / "templates" / "stack" / "compose.yml.j2"
+    found = re.search(r"^ +- /tmp:(.+)$", compose.read_text(), re.MULTILINE)
+    assert found, compose
+    return re.sub(r"\{\{ \w+ \}\}", str(uid), found[1])
 
 
 class ServerError(SandboxError):
@@ -272,6 +282,7 @@ class KafkaServer(Server):
     image = "kafka"
     uid = 1000
     data_path = "/var/lib/kafka/data"
+    tmp_options = _tmp_options("kafka", uid)
     start_seconds = 60.0
 
     def __init__(self, directory: Path, log: Path, settings: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.faults import site
 from tests.faults.delivery import INTERVAL, Delivery
 from tests.fleet import fleet
 from tests.fleet.fleet import connect, members, shell, variables
@@ -18,6 +19,7 @@ RECOVERY_SECONDS = 90.0
 
 (HUB,) = [n for n in members("wireguard") if variables(n).get("wireguard_role") == "hub"]
 (DATABASE,) = members("timescale")
+(MONITORING,) = members("monitoring")
 # The long form cuts every host alone. The short one cuts at once a spoke that only measures and
 # the host that stores, on different sides of the VPN; the hub with Kafka is rebooted elsewhere.
 LONG: list[tuple[str, ...]] = [(name,) for name in members("telemetry")]
@@ -49,3 +51,23 @@ def test_no_sample_is_lost_or_doubled_when_the_vpn_hub_restarts() -> None:
     delivery = Delivery()
     shell(connect(HUB), "systemctl restart wg-quick@wg0.service")
     delivery.confirm("a restart of the VPN's hub", RECOVERY_SECONDS)
+
+
+def test_verify_names_a_target_that_prometheus_does_not_reach() -> None:
+    """Everything runs on its host, so that nothing else would tell."""
+    name = next(n for n in members("node_exporter") if n not in {HUB, MONITORING})
+    table = "inet fleet_test"
+    rule = "tcp dport 9100 drop"
+    chain = "{ type filter hook input priority -300; }"
+    try:
+        shell(connect(name), f"nft 'add table {table}; add chain {table} input {chain}'")
+        shell(connect(name), f"nft 'add rule {table} input iifname \"wg0\" {rule}'")
+        fleet.wait_until(
+            "verify to notice",
+            lambda: site.run("--tags", "verify", "-e", "verify_wait=1"),
+            60,
+            lambda run: f"WRONG    {MONITORING}: Prometheus: node of {name} at " in run.output,
+        )
+    finally:
+        shell(connect(name), f"nft 'delete table {table}'")
+    assert site.run("--tags", "verify").status == 0

@@ -15,7 +15,7 @@ CHANGE = '{"common_sysctl": {"net.ipv4.ip_nonlocal_bind": 1, "net.ipv4.tcp_synco
 # One spoke that serves nobody; in the long form every host, with all that depends on it.
 AWAY = members("all") if fleet.FULL else ["primecore4"]
 # What a dead host may cost a run: one connection that is given up.
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def settings(name: str) -> str:
