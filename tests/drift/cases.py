@@ -323,6 +323,17 @@ CASES = (
         sql("select member::regrole, roleid::regrole from pg_auth_members order by 1, 2"),
     ),
     Case(
+        "limit of a database user", CLOUD, "timescale",
+        sql("alter role prime_spark_reader reset statement_timeout"),
+        "statement_timeout of prime_spark_reader",
+        sql("select setrole::regrole, unnest(setconfig) from pg_db_role_setting order by 1, 2"),
+    ),
+    Case(
+        "large objects for everybody", CLOUD, "timescale",
+        sql("grant execute on function lo_create(oid) to public"), "large objects in prime_spark",
+        sql("select proacl from pg_proc where proname = 'lo_create'"),
+    ),
+    Case(
         "right in the database", CLOUD, "timescale",
         sql("revoke select on device_metrics from prime_spark_reader"), "(?i)device_metrics|SELECT",
         sql(f"{RIGHTS} where grantee = 'prime_spark_reader' order by 1, 2, 3"), 2,
@@ -369,12 +380,12 @@ CASES = (
     ),
     Case(
         "rules flushed", HUB, "wireguard", "nft delete table ip prime_spark_vpn_guard",
-        "`nft .*` prints otherwise", "nft --stateless list table ip prime_spark_vpn_guard",
+        "`nft .*` prints otherwise", "nft --stateless --terse list table ip prime_spark_vpn_guard",
     ),
     Case(
         "rule added", OFFSITE, "wireguard",
         "nft insert rule ip prime_spark_vpn_guard prerouting accept", "`nft .*` prints otherwise",
-        "nft --stateless list table ip prime_spark_vpn_guard",
+        "nft --stateless --terse list table ip prime_spark_vpn_guard",
     ),
     Case(
         "forwarding of the hub", HUB, "wireguard",

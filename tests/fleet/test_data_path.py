@@ -107,7 +107,7 @@ def message(device: str, moment: datetime, value: float) -> bytes:
 def produce(device: str, *messages: bytes) -> list[int]:
     """Send as a collector; returns the offsets. From a spoke, so it goes through the VPN."""
     sender = next(name for name in DEVICES if name not in members("kafka"))
-    arguments = [base64.b64encode(m).decode() for m in messages]
+    arguments = ["none", *(base64.b64encode(m).decode() for m in messages)]
     python = service_python("telemetry")
     return list(probe(connect(sender), "produce", device, *arguments, python=python))
 
@@ -134,6 +134,22 @@ def test_a_message_sent_twice_is_one_row_with_the_time_of_its_producer(device: s
         "the row of the last message", lambda: rows_of(device), 20, lambda r: (last, 99.0) in r
     )
     assert rows == [(moment, 12.5), (last, 99.0)]
+
+
+def test_a_message_of_every_compression_is_stored(device: str) -> None:
+    # Where ingest runs, for its libraries, and with the credentials of the collector there.
+    (sender,) = members("ingest")
+    moment = (datetime.now(UTC) - timedelta(minutes=1)).replace(microsecond=0)
+    sent = []
+    for number, compression in enumerate(("gzip", "snappy", "lz4", "zstd")):
+        sent.append((moment + timedelta(seconds=number), float(number)))
+        body = base64.b64encode(message(device, *sent[-1])).decode()
+        python = service_python("ingest")
+        probe(connect(sender), "produce", device, compression, body, python=python)
+    rows = fleet.wait_until(
+        "the rows", lambda: rows_of(device), 20, lambda found: len(found) >= len(sent)
+    )
+    assert rows == sent
 
 
 def test_a_poison_message_costs_no_other_and_is_kept_with_its_origin(device: str) -> None:

@@ -219,7 +219,7 @@ def test_grafana_is_prepared_without_its_server(host: Host) -> None:
         for value in source["secureJsonData"].values():
             path = value.removeprefix("$__file{").removesuffix("}")
             below = path.replace("/etc/grafana", f"{CONFIG}/grafana")
-            assert shell(host, 'stat -c "%a %u" "$1"', below) == "400 472"
+            assert shell(host, 'stat -c "%a %u" "$1"', below) == "400 71005"
     source = ROOT / "roles/monitoring/templates/stack/config/grafana/dashboards"
     there = shell(host, 'ls "$1"', f"{CONFIG}/grafana/dashboards").split()
     assert there == sorted(path.name for path in source.iterdir())

@@ -24,6 +24,6 @@ def load(name: str, path: Path) -> ModuleType:
 
 # Modules import their helpers as ansible.module_utils.<name>, and helpers each other.
 ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
-for kind in ("modules", "filter", "action"):
+for kind in ("modules", "filter", "action", "callback"):
     for path in sorted((ROOT / "plugins" / kind).glob("*.py")):
         load(f"prime_spark_{kind}.{path.stem}", path)

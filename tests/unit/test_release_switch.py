@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 module: Any = sys.modules["prime_spark_modules.release_switch"]
 RELEASES = ("aaaa1111", "aabb2222", "cccc3333")
 
@@ -152,3 +154,28 @@ def test_two_that_do_not_start_are_both_named(
     assert (service_home / "current").resolve().name == "cccc3333"
     assert "the old one is broken\nWent back to cccc3333, which does not work either" in result
     assert result.endswith("so is the new one")
+
+
+def test_going_back_nowhere_is_a_failure(tmp_path: Path) -> None:
+    """On the host of the share as well; the service may be misspelt, so their names are said."""
+    groups = {"managed": {"hosts": {"pi": {}}}, "nas_server": {"hosts": {"share": {}}}}
+    variables = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+    }
+    inventory = tmp_path / "hosts.json"
+    inventory.write_text(json.dumps({"all": {"vars": variables, "children": groups}}))
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("ansible-playbook"), "-i", inventory),
+            *("playbooks/rollback.yml", "-e", "service=nonesuch", "--check", "--limit", "share"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = "no host of this run has a service nonesuch; there are telemetry, ingest, api, agent,"
+    assert said in done.stdout

@@ -147,7 +147,7 @@ def kernel() -> dict[str, str]:
         name: Path("/proc/sys", name.replace(".", "/")).read_text().strip()
         for name in ("net.ipv4.ip_nonlocal_bind", "net.ipv4.ip_forward")
     }
-    rules = "\n".join(output("nft", "--stateless", "list", "ruleset"))
+    rules = "\n".join(output("nft", "--stateless", "--terse", "list", "ruleset"))
     ours = re.findall(r"^table \w+ prime_spark\w* \{.*?^\}", rules, re.MULTILINE | re.DOTALL)
     found["nft"] = hashlib.sha256("".join(ours).encode()).hexdigest()[:16] if ours else "none"
     for peer in output("wg", "show", "all", "allowed-ips"):

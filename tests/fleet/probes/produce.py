@@ -1,6 +1,7 @@
 """Send messages to the telemetry topic as a collector would, in order, to one partition.
 
-Arguments: key, and each message in base64. Needs aiokafka and the collector's credentials.
+Arguments: key, compression ("none", "gzip" and so on), and each message in base64. Needs aiokafka
+and the collector's credentials.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 HOME = Path("/etc/prime-spark/telemetry")
 
 
-async def main(key: str, messages: list[bytes]) -> list[int]:
+async def main(key: str, compression: str, messages: list[bytes]) -> list[int]:
     config = json.loads((HOME / "config.json").read_text())
     kafka = config["kafka"]
     async with AIOKafkaProducer(
@@ -24,6 +25,7 @@ async def main(key: str, messages: list[bytes]) -> list[int]:
         sasl_plain_username=kafka["username"],
         sasl_plain_password=(HOME / "credentials" / kafka["credential"]).read_text().strip(),
         acks="all",
+        compression_type=None if compression == "none" else compression,
     ) as producer:
         return [
             (await producer.send_and_wait(config["topic"], message, key.encode())).offset
@@ -31,4 +33,5 @@ async def main(key: str, messages: list[bytes]) -> list[int]:
         ]
 
 
-print(json.dumps(asyncio.run(main(sys.argv[1], [base64.b64decode(a) for a in sys.argv[2:]]))))
+MESSAGES = [base64.b64decode(argument) for argument in sys.argv[3:]]
+print(json.dumps(asyncio.run(main(sys.argv[1], sys.argv[2], MESSAGES))))

@@ -1,4 +1,4 @@
-"""Every hash in Redis: {key: {field: value}}, read from what Redis has written to disk.
+"""The newest samples in Redis: {key: {field: value}}, read from what Redis has written to disk.
 
 None of its users may read them yet, so a copy of the data is loaded by a second server without a
 network, which is removed again.
@@ -13,7 +13,7 @@ from pathlib import Path
 DATA = Path("/var/lib/prime-spark/redis")
 LUA = """
 local found = {}
-for _, key in ipairs(redis.call('keys', '*')) do
+for _, key in ipairs(redis.call('keys', 'metrics:*')) do
   if redis.call('type', key).ok == 'hash' then
     local fields = {}
     local pairs_ = redis.call('hgetall', key)

@@ -27,7 +27,15 @@ from support import Command, create_database, create_role, database_config  # no
 
 # The files that take longest, the longest first: a worker that begins with one of them last keeps
 # all others waiting.
-LONGEST = ("test_ingest_faults", "test_dag", "test_tasks", "test_telemetry", "test_publisher")
+LONGEST = (
+    "test_ingest_faults",
+    "test_ingest_fuzz",
+    "test_hostile_http",
+    "test_dag",
+    "test_tasks",
+    "test_telemetry",
+    "test_publisher",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

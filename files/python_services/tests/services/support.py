@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
+import psutil
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from lab.servers import KafkaServer, PostgresServer
@@ -141,10 +142,18 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self.kill()
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time that the process has used."""
+        assert self.process is not None
+        used = psutil.Process(self.process.pid).cpu_times()
+        return float(used.user + used.system)
+
     def get(self, path: str) -> tuple[int, str]:
         """Return status and body of a GET; (0, '') while nobody listens."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}{path}", timeout=30
+            ) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -202,7 +211,7 @@ def sql(
             password=server.password,
             database=database,
             server_settings=dict(settings or {}),
-            timeout=10,
+            timeout=30,
         )
         try:
             rows: list[Any] = await connection.fetch(query, *arguments)
@@ -287,7 +296,7 @@ def producer(server: KafkaServer) -> Iterator[Any]:
         yield client
         client.flush(timeout=30)
     finally:
-        client.close(timeout=5)
+        client.close(timeout=30)
 
 
 def read_all(server: KafkaServer, topic: str, partitions: int) -> list[Any]:

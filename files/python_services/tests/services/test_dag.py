@@ -61,6 +61,10 @@ class Airflow(Sandbox):
         return self.run("sh", "-c", "airflow dags test edge_to_cloud_sync 2>&1")
 
 
+# The same in every run; an old one would be dropped.
+TIME = datetime.now(UTC).isoformat()
+
+
 @pytest.fixture
 def airflow(
     redis: RedisServer, postgres: PostgresServer, pipeline_database: str
@@ -89,8 +93,7 @@ def airflow(
 def put(redis: RedisServer, **values: str) -> None:
     with redis_client.Redis.from_url(redis.url) as client:
         client.flushall()
-        time = datetime(2026, 5, 4, 12, 0, tzinfo=UTC).isoformat()
-        client.hset("metrics:host-1", mapping={"time": time, **values})
+        client.hset("metrics:host-1", mapping={"time": TIME, **values})
 
 
 @pytest.mark.timeout(400)
