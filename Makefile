@@ -7,6 +7,8 @@ LAB := $(PY) -m lab
 # The stages of the tests, their commands and order: tests/stages.toml.
 STAGES := $(PY) tools/stages.py
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Without bytecode on disk every run of Ansible compiles all of Ansible again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Every target is an action, none is a file.
 .PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -42,7 +44,7 @@ check: $(VENV)/.ready $(VENV)/.prometheus ## Lint, types and unit tests; no serv
 	tools/check
 
 test-services: $(VENV)/.ready ## Images, and the Python services against real servers; branch coverage below 85 % fails
-	$(STAGES) only images images-tests services
+	$(STAGES) only images images-tests coverage
 
 mutate: $(VENV)/.ready $(VENV)/.prometheus lab-tools ## Break the code line by line: a test has to notice each time; ARGS="--only api/auth"
 	$(PY) -m lab.images

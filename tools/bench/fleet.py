@@ -58,10 +58,7 @@ def inventory(folder: Path, light: list[str]) -> Path:
     shared = yaml.safe_load((REPOSITORY / "inventories/lab/group_vars/all/main.yml").read_text())
     wanted = ("lab_directory", "ansible_", "wireguard_", "telemetry_", "node_exporter_")
     given = {key: value for key, value in shared.items() if key.startswith(wanted)}
-    proxy = f"{REPOSITORY}/lab/bin/ssh-proxy"
-    given["ansible_ssh_common_args"] = given["ansible_ssh_common_args"].replace(
-        "{{ inventory_dir }}/../../lab/bin/ssh-proxy", proxy
-    )
+    given["lab_proxy"] = f"{REPOSITORY}/lab/bin/ssh-proxy"
     hub = yaml.safe_load((REPOSITORY / "inventories/lab/hosts.yml").read_text())
     hosts = {HUB: hub["all"]["children"]["edge"]["hosts"][HUB]}
     for number, name in enumerate(light, start=1):
