@@ -3,7 +3,7 @@
 Each entry of the lists says which line of which file is replaced by what, and which test notices:
 
     [[mutation]]
-    file = "api/access.py"
+    file = "api/authorization.py"
     old = "a line, or a part of one, that occurs once"
     new = "what stands there instead"
     test = "services/test_api_auth.py::test_roles"

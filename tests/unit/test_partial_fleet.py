@@ -97,11 +97,11 @@ LOCAL = {
 }
 PACKAGES = {
     "agent": "spark_agent",
-    "agents": "dispatcher",
     "api": "api",
     "deadman": "deadman",
+    "dispatcher": "dispatcher",
+    "ingest": "ingest",
     "kafka_exporter": "exporters",
-    "streaming": "ingest",
     "telemetry": "telemetry",
 }
 

@@ -17,7 +17,7 @@ from typing import Any
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
-from prime_spark.streaming.scram import can_log_in
+from prime_spark.kafka_admin.scram import can_log_in
 
 SERVER = sys.argv[1]
 CREDENTIALS = Path("/etc/prime-spark/kafka-admin/credentials")

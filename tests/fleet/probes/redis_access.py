@@ -56,12 +56,12 @@ def beyond(user: str) -> dict[str, Callable[[], object]]:
             "telemetry": {"reads": lambda: them.hgetall("metrics:fleet-test")},
             "api": {
                 "deletes a task": lambda: them.delete(task),
-                "forges a sign of life": lambda: them.set("agent:fleet-test", "x", px=1),
+                "forges a heartbeat": lambda: them.set("agent:fleet-test", "x", px=1),
                 "takes the lease": lambda: them.set("tasks:lease", "x", nx=True, px=1),
             },
             "dispatcher": {
                 "reads the memory": lambda: them.get(value),
-                "forges a sign of life": lambda: them.set("agent:fleet-test", "x", px=1),
+                "forges a heartbeat": lambda: them.set("agent:fleet-test", "x", px=1),
                 "reads a session": lambda: them.hgetall("auth:session:fleet-test"),
             },
             "agent": {

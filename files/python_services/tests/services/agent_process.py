@@ -27,13 +27,13 @@ from typing import Any
 import msgspec
 import uvicorn
 
-from prime_spark.agents.heartbeat import Heartbeat
-from prime_spark.agents.protocol import TASK_TYPES, ExecuteAnswer, ExecuteRequest
-from prime_spark.agents.results import Results
 from prime_spark.config import RedisConfig
 from prime_spark.runtime.notify import Notifier
 from prime_spark.runtime.redis_client import REDIS_ERRORS, redis_client
 from prime_spark.runtime.service import Service
+from prime_spark.tasks.heartbeat import Heartbeat
+from prime_spark.tasks.protocol import TASK_TYPES, ExecuteAnswer, ExecuteRequest
+from prime_spark.tasks.results import Results
 
 
 class Agent:

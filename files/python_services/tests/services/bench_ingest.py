@@ -29,7 +29,7 @@ import asyncpg
 from lab.servers import KafkaServer, PostgresServer, kafka_server, postgres_server
 from prime_spark.config import KafkaConfig
 from prime_spark.events import Telemetry, encode
-from prime_spark.streaming.producer import Producer, Record
+from prime_spark.kafka.producer import Producer, Record
 from prime_spark.timeseries.rows import COPY_HEADER, COPY_TRAILER, encode_rows
 from support import (
     Command,

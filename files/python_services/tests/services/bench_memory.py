@@ -23,9 +23,9 @@ from prometheus_client import CollectorRegistry
 from lab.servers import KafkaServer, RedisServer, kafka_server, redis_server
 from prime_spark.config import DatabaseConfig, KafkaConfig, RedisConfig
 from prime_spark.events import ApiEvent, new_event_id
+from prime_spark.kafka.publisher import EventPublisher, PublisherConfig
 from prime_spark.memory.memory import Memory
 from prime_spark.memory.settings import DatabaseTierConfig, MemoryConfig, NasTierConfig
-from prime_spark.streaming.publisher import EventPublisher, PublisherConfig
 from support import kafka_admin
 
 CALLERS = 16

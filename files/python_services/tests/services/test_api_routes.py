@@ -17,8 +17,8 @@ from redis import Redis
 
 from api_support import Api, Servers, fields, problem, running_api
 from lab.servers import KafkaServer, LlamaServer, PostgresServer, RedisServer
-from prime_spark.agents import scripts
 from prime_spark.memory.nas import NASStorage
+from prime_spark.tasks import scripts
 from support import eventually, read_all
 
 

@@ -21,8 +21,8 @@ from redis import Redis
 
 from api_support import PASSWORD, Api, Servers, running_api
 from lab.servers import LlamaServer, PostgresServer, RedisServer
-from prime_spark.agents import scripts
 from prime_spark.memory.nas import NASStorage
+from prime_spark.tasks import scripts
 from support import eventually, inherited
 
 PROGRAM = str(Path(sys.executable).with_name("prime-spark"))

@@ -120,7 +120,7 @@ def test_what_is_left_is_the_fleets(
             api.ask("POST", "/api/tasks/submit", user="oscar", json=TASK), 507, "no_room"
         )
         assert "redis has no room left but what the fleet itself needs" in refused["detail"]
-        # The rest goes on: logins, signs of life, the lease.
+        # The rest goes on: logins, heartbeats, the lease.
         for _ in range(5):
             assert api.login("vera").status_code == 200
         with user(small_redis, "agent") as agent, user(small_redis, "dispatcher") as dispatcher:

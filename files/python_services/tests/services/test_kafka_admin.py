@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lab.servers import KafkaServer
-from prime_spark.streaming import scram
+from prime_spark.kafka_admin import scram
 from support import kafka_admin
 
 TOPICS: dict[str, Any] = {

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from lab.servers import KafkaServer
 from prime_spark.config import KafkaConfig
 from prime_spark.events import ApiEvent, Inference, Telemetry, decode, new_event_id
-from prime_spark.streaming.publisher import EventPublisher, PublisherConfig
+from prime_spark.kafka.publisher import EventPublisher, PublisherConfig
 from support import kafka_admin, kafka_config, read_all
 
 _numbers = itertools.count(1)

@@ -25,19 +25,19 @@ from redis import Redis
 from api_support import create_redis_users
 from lab.servers import RedisServer
 from prime_spark import __version__
-from prime_spark.agents.coordinator import (
+from prime_spark.config import RedisConfig
+from prime_spark.dispatcher.store import Lease, OvertakenError, TaskStore, Waiting
+from prime_spark.runtime.redis_client import redis_client
+from prime_spark.tasks.coordinator import (
     AgentCoordinator,
     CoordinatorUnavailableError,
     QueueFullError,
     TaskConflictError,
     TaskError,
 )
-from prime_spark.agents.protocol import TASK_TYPES, AgentState, ExecuteAnswer, TaskStatus
-from prime_spark.agents.results import Results
-from prime_spark.agents.settings import CoordinatorConfig
-from prime_spark.agents.store import Lease, OvertakenError, TaskStore, Waiting
-from prime_spark.config import RedisConfig
-from prime_spark.runtime.redis_client import redis_client
+from prime_spark.tasks.protocol import TASK_TYPES, AgentState, ExecuteAnswer, TaskStatus
+from prime_spark.tasks.results import Results
+from prime_spark.tasks.settings import CoordinatorConfig
 from support import Command, Daemon, eventually, free_port, running
 
 # Short enough for a test, long enough for a busy machine.
@@ -508,7 +508,7 @@ def test_wrong_credential_is_the_agents_fault(world: World) -> None:
 
 
 def test_unreachable_agent_costs_no_attempt(world: World) -> None:
-    """It gives signs of life, but nobody listens where it should."""
+    """It sends heartbeats, but nobody listens where it should."""
     world.agent("a")
     ports = {"a": free_port(), "b": world.agent("b", start=False).port}
     agents = [{"name": name, "url": f"http://127.0.0.1:{port}"} for name, port in ports.items()]
@@ -555,16 +555,16 @@ def test_task_that_kills_its_agents_fails_with_the_reason(world: World) -> None:
     eventually(lambda: world.agents["a"].process.poll() is not None)  # type: ignore[union-attr]
     eventually(lambda: not dispatcher.health()["components"]["agents"]["ok"])
     assert world.until(task_id, "PENDING").error == world.status(task_id).error
-    assert "gives no sign of life" in str(world.status(task_id).error)
+    assert "sends no heartbeat" in str(world.status(task_id).error)
     world.agents["a"].start()
     status = world.ended(task_id)
     assert (status.state, status.attempts) == ("FAILED", 2)
-    assert "attempt 2 on a: agent a gives no sign of life" in str(status.error)
+    assert "attempt 2 on a: agent a sends no heartbeat" in str(status.error)
     assert world.journal("ended") == []
 
 
 def test_quickly_restarted_agent_is_noticed(world: World) -> None:
-    """Its sign of life never ran out, but the process that had the task is gone."""
+    """Its heartbeat never ran out, but the process that had the task is gone."""
     world.agent("a")
     world.dispatcher()
     task_id = world.submit({"seconds": 1.5})
@@ -672,7 +672,7 @@ def test_no_task_has_waited_while_the_dispatcher_was_idle(
         assert fence is not None
         store = TaskStore(redis, fence, 60)
         clock = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + 3600)
-        monkeypatch.setattr("prime_spark.agents.store.time", clock)
+        monkeypatch.setattr("prime_spark.dispatcher.store.time", clock)
         await store.wait(redis, 10)
         assert await store.due("too late") == 0
         await redis.aclose()
@@ -832,7 +832,7 @@ def test_redis_restarted_under_way(world: World) -> None:
 
 
 def test_long_loss_of_redis_makes_no_agent_dead(world: World) -> None:
-    """No agent can give a sign of life without Redis: that is not its fault. Answers wait."""
+    """No agent can send a heartbeat without Redis: that is not its fault. Answers wait."""
     world.agent("a", capacity=2)
     dispatcher = world.dispatcher(max_attempts=1)
     done = world.submit({"seconds": 0.3})

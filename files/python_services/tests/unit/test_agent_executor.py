@@ -15,7 +15,7 @@ from prime_spark.agent.executor import Executor
 from prime_spark.agent.metrics import AgentMetrics
 from prime_spark.agent.settings import LimitsConfig
 from prime_spark.agent.store import AnswerStore
-from prime_spark.agents.protocol import ExecuteRequest
+from prime_spark.tasks.protocol import ExecuteRequest
 
 
 class Speaker:

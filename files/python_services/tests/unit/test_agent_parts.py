@@ -34,15 +34,15 @@ from prime_spark.agent.settings import (
 )
 from prime_spark.agent.store import AnswerStore, Kept
 from prime_spark.agent.synthesis import Synthesizer
-from prime_spark.agents.payloads import (
+from prime_spark.memory.nas import SENTINEL, NASStorage, NASTooLargeError
+from prime_spark.runtime.threads import BoundedCalls
+from prime_spark.tasks.payloads import (
     PayloadError,
     VoiceSynthesis,
     artifact_key,
     check_payload,
 )
-from prime_spark.agents.protocol import TaskType
-from prime_spark.memory.nas import SENTINEL, NASStorage, NASTooLargeError
-from prime_spark.runtime.threads import BoundedCalls
+from prime_spark.tasks.protocol import TaskType
 
 
 @pytest.mark.parametrize(

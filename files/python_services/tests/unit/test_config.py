@@ -15,9 +15,9 @@ from prime_spark.config import (
     read_credential,
     service_main,
 )
+from prime_spark.ingest.settings import IngestConfig
+from prime_spark.kafka_admin.cli import KafkaAdminConfig
 from prime_spark.runtime.asgi import WebConfig
-from prime_spark.streaming.admin import KafkaAdminConfig
-from prime_spark.streaming.settings import IngestConfig
 from prime_spark.telemetry.settings import TelemetryConfig
 
 KAFKA = {"bootstrap_servers": ["10.90.8.2:9092"], "username": "t", "credential": "kafka"}

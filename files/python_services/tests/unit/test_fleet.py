@@ -1,4 +1,4 @@
-"""What the dispatcher makes of the agents' signs of life."""
+"""What the dispatcher makes of the agents' heartbeats."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 
 import pytest
 
-from prime_spark.agents.fleet import Fleet, Verdict
-from prime_spark.agents.protocol import TASK_TYPES, Beat
-from prime_spark.agents.settings import AgentAddress
-from prime_spark.agents.store import Attempt
+from prime_spark.dispatcher.fleet import Fleet, Verdict
+from prime_spark.dispatcher.settings import AgentAddress
+from prime_spark.dispatcher.store import Attempt
+from prime_spark.tasks.protocol import TASK_TYPES, Beat
 
 
 @pytest.fixture

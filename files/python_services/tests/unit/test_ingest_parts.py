@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prime_spark.events import Event, Telemetry, encode
-from prime_spark.streaming.batch import Batch
-from prime_spark.streaming.consumer import Partition
+from prime_spark.ingest.batch import Batch
+from prime_spark.kafka.consumer import Partition
 from prime_spark.telemetry.settings import BufferConfig
 from prime_spark.timeseries.connection import is_data_error
 from prime_spark.timeseries.migrate import Migration, MigrationError, _pending, packaged_migrations

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from prime_spark.config import KafkaConfig
 from prime_spark.events import Telemetry
-from prime_spark.streaming.producer import Record
-from prime_spark.streaming.publisher import EventPublisher
+from prime_spark.kafka.producer import Record
+from prime_spark.kafka.publisher import EventPublisher
 
 
 class PartialProducer:

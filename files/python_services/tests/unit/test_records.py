@@ -12,8 +12,8 @@ from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, PartitionRecords
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
-from prime_spark.streaming import records
-from prime_spark.streaming.records import _Batches
+from prime_spark.kafka import records
+from prime_spark.kafka.records import _Batches
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 
@@ -66,7 +66,7 @@ def test_what_is_too_large_is_one_message_as_it_came(
 
 
 OTHERWISE = (
-    f"aiokafka {aiokafka.__version__} reads batches otherwise than prime_spark.streaming.records "
+    f"aiokafka {aiokafka.__version__} reads batches otherwise than prime_spark.kafka.records "
     "takes for granted: compare both, then mend it and this test"
 )
 

@@ -10,9 +10,9 @@ from prime_spark.agent.auth import Callers
 from prime_spark.agent.errors import BusyError, ConflictError
 from prime_spark.agent.executor import Executor
 from prime_spark.agent.metrics import AgentMetrics
-from prime_spark.agents.protocol import ExecuteRequest
 from prime_spark.runtime.asgi import create_app
 from prime_spark.runtime.health import Health
+from prime_spark.tasks.protocol import ExecuteRequest
 
 _RETRY_SECONDS = 2
 

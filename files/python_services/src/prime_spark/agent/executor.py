@@ -19,11 +19,11 @@ from prime_spark.agent.errors import BusyError, ConflictError, TaskFailedError
 from prime_spark.agent.metrics import AgentMetrics
 from prime_spark.agent.settings import LimitsConfig
 from prime_spark.agent.store import AnswerStore, Kept
-from prime_spark.agents.payloads import AnyPayload, PayloadError, check_payload
-from prime_spark.agents.protocol import PRIORITIES, ExecuteAnswer, ExecuteRequest, TaskType
-from prime_spark.agents.results import Results
 from prime_spark.runtime import finite_json
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
+from prime_spark.tasks.payloads import AnyPayload, PayloadError, check_payload
+from prime_spark.tasks.protocol import PRIORITIES, ExecuteAnswer, ExecuteRequest, TaskType
+from prime_spark.tasks.results import Results
 
 _log = structlog.get_logger(__name__)
 

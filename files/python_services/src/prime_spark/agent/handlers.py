@@ -15,8 +15,6 @@ from prime_spark.agent.executor import Handler
 from prime_spark.agent.fetch import AudioFetcher
 from prime_spark.agent.recognition import Recognizer
 from prime_spark.agent.synthesis import Synthesizer
-from prime_spark.agents.payloads import SPOKEN, VoiceRecognition, VoiceSynthesis, artifact_key
-from prime_spark.agents.protocol import TaskType
 from prime_spark.llm.router import LLMRouter
 from prime_spark.llm.types import GenerateRequest, LLMError, LLMRejectedError
 from prime_spark.memory.nas import (
@@ -27,6 +25,8 @@ from prime_spark.memory.nas import (
     NASTooLargeError,
 )
 from prime_spark.runtime.threads import BoundedCalls
+from prime_spark.tasks.payloads import SPOKEN, VoiceRecognition, VoiceSynthesis, artifact_key
+from prime_spark.tasks.protocol import TaskType
 
 _log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ import msgspec
 from prime_spark.agent.errors import TaskFailedError
 from prime_spark.agent.process import run_program
 from prime_spark.agent.settings import RecognitionConfig
-from prime_spark.agents.payloads import RecognitionEngine, VoiceRecognition
+from prime_spark.tasks.payloads import RecognitionEngine, VoiceRecognition
 
 _MODULES = {"pocketsphinx": "pocketsphinx", "vosk": "vosk", "faster-whisper": "faster_whisper"}
 
@@ -74,7 +74,7 @@ class Recognizer:
             grammar=payload.grammar,
             model=self._model(engine),
         )
-        argv = [sys.executable, "-I", "-m", "prime_spark.agent.recognize"]
+        argv = [sys.executable, "-I", "-m", "prime_spark.agent.recognition_worker"]
         data = msgspec.json.encode(job) + b"\n" + audio
         done = await run_program(argv, data, self._config.seconds)
         if done.status != 0:

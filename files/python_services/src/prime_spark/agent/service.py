@@ -21,9 +21,8 @@ from prime_spark.agent.recognition import Recognizer
 from prime_spark.agent.settings import AgentConfig
 from prime_spark.agent.store import AnswerStore
 from prime_spark.agent.synthesis import Synthesizer
-from prime_spark.agents.heartbeat import Heartbeat
-from prime_spark.agents.results import Results
 from prime_spark.config import fail, service_main
+from prime_spark.kafka.publisher import EventPublisher
 from prime_spark.llm.router import LLMRouter
 from prime_spark.memory.nas import NASError, NASStorage
 from prime_spark.runtime.asgi import serve
@@ -32,7 +31,8 @@ from prime_spark.runtime.logs import configure_logging
 from prime_spark.runtime.redis_client import redis_client
 from prime_spark.runtime.service import Service, close_within, run_service
 from prime_spark.runtime.threads import BoundedCalls
-from prime_spark.streaming.publisher import EventPublisher
+from prime_spark.tasks.heartbeat import Heartbeat
+from prime_spark.tasks.results import Results
 
 _log = structlog.get_logger(__name__)
 
@@ -126,7 +126,7 @@ class Agent:
         # Every heartbeat expires later than the one before, so no look is needed until then.
         while not await service.pause(max(heartbeat.believed_seconds, _LEASE_CHECK_SECONDS)):
             if heartbeat.expired and not expired:
-                _log.error("no sign of life taken in time, ending tasks", running=heartbeat.running)
+                _log.error("no heartbeat taken in time, ending tasks", running=heartbeat.running)
                 await self._executor.cut_off("the agent lost touch with the dispatcher's Redis")
             expired = heartbeat.expired
 

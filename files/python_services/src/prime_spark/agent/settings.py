@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from prime_spark.agents.payloads import RecognitionEngine, SynthesisEngine
 from prime_spark.config import (
     Config,
     CredentialName,
@@ -21,8 +20,9 @@ from prime_spark.config import (
     RedisConfig,
 )
 from prime_spark.events import Name
+from prime_spark.kafka.publisher import PublisherConfig
 from prime_spark.llm.settings import LLMConfig
-from prime_spark.streaming.publisher import PublisherConfig
+from prime_spark.tasks.payloads import RecognitionEngine, SynthesisEngine
 
 _HOST_PATTERN = re.compile(r"(\*|(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(:\d{1,5})?")
 
@@ -122,7 +122,7 @@ class AudioConfig(Config, frozen=True):
 
 
 class HeartbeatConfig(Config, frozen=True):
-    """How often the agent gives a sign of life, and how long that one is believed."""
+    """How often the agent sends a heartbeat, and how long that one is believed."""
 
     interval_seconds: PositiveSeconds = 5.0
     ttl_seconds: PositiveSeconds = 15.0

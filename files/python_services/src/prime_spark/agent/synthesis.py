@@ -9,7 +9,7 @@ from pathlib import Path
 from prime_spark.agent.errors import TaskFailedError
 from prime_spark.agent.process import run_program
 from prime_spark.agent.settings import PiperConfig, SynthesisConfig
-from prime_spark.agents.payloads import SynthesisEngine, VoiceSynthesis
+from prime_spark.tasks.payloads import SynthesisEngine, VoiceSynthesis
 
 
 class Synthesizer:

@@ -1,4 +1,4 @@
-"""The application: routes, errors, documentation, and the gate around it all."""
+"""The application: routes, errors, documentation, and the middleware around it all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 
 from prime_spark import __version__
 from prime_spark.api import docs, errors
-from prime_spark.api.access import SCHEME, allow_generate, allow_write
-from prime_spark.api.gate import Gate, Large
+from prime_spark.api.authorization import SCHEME, allow_generate, allow_write
+from prime_spark.api.dependencies import Services
+from prime_spark.api.middleware import Large, Middleware
 from prime_spark.api.routers import auth, health, llm, memory, tasks
-from prime_spark.api.services import Services
 from prime_spark.api.settings import LimitsConfig
 
 _DESCRIPTION = """The HTTP API of the Prime Spark fleet.
@@ -38,7 +38,7 @@ def create_app(
     registry: CollectorRegistry,
     *,
     documentation: bool = False,
-) -> Gate:
+) -> Middleware:
     """Return the application; `registry` is what /metrics shows."""
     app = FastAPI(
         title="Prime Spark API",
@@ -66,7 +66,7 @@ def create_app(
         "/api/llm/generate": Large(limits.generate_body_bytes, allow_generate),
         "/api/memory/set": Large(limits.memory_body_bytes, allow_write),
     }
-    return Gate(app, services, body_bytes=limits.body_bytes, large=large)
+    return Middleware(app, services, body_bytes=limits.body_bytes, large=large)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from fastapi import Request
 
-from prime_spark.api.exchange import exchange_of
-from prime_spark.api.services import services_of
+from prime_spark.api.dependencies import services_of
+from prime_spark.api.request_context import request_context
 
 
 def audit(request: Request, action: str, *, user: str | None = None, **about: object) -> None:
     """Record `action` (such as `login_failed`). Never give it a secret, or a name as typed."""
-    exchange = exchange_of(request)
-    exchange.audit = action
+    context = request_context(request)
+    context.audit = action
     if user is not None:
-        exchange.user = user
-    line = {"audit": action, "user": exchange.user, "client": exchange.client, **about}
-    services_of(request).journal.note({**line, "request_id": str(exchange.id)})
+        context.user = user
+    line = {"audit": action, "user": context.user, "client": context.client, **about}
+    services_of(request).request_log.note({**line, "request_id": str(context.id)})

@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from prime_spark.api.exchange import GoneError, exchange_of
+from prime_spark.api.request_context import GoneError, request_context
 
 _log = structlog.get_logger(__name__)
 
@@ -163,7 +163,7 @@ def answer(request: Request, error: ApiError) -> Response:
     body = {
         "code": error.code,
         "detail": error.detail,
-        "request_id": str(exchange_of(request).id),
+        "request_id": str(request_context(request).id),
         "fields": [{"field": name, "message": text} for name, text in error.fields.items()],
         "reasons": error.reasons,
     }
@@ -202,9 +202,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        exchange = exchange_of(request)
+        context = request_context(request)
         _log.error(
-            "request failed", request_id=str(exchange.id), path=request.url.path, exc_info=error
+            "request failed", request_id=str(context.id), path=request.url.path, exc_info=error
         )
         return answer(request, ApiError(500, "internal", "internal error"))
 

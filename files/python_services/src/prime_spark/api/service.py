@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import uvloop
 from prometheus_client import REGISTRY
 
-from prime_spark.agents.coordinator import AgentCoordinator
 from prime_spark.api.app import create_app
 from prime_spark.api.artifacts import Artifacts
 from prime_spark.api.auth.lockout import Lockout
@@ -18,12 +17,13 @@ from prime_spark.api.auth.service import Auth
 from prime_spark.api.auth.sessions import Sessions
 from prime_spark.api.auth.tokens import AccessTokens
 from prime_spark.api.auth.users import Users
-from prime_spark.api.journal import Journal
-from prime_spark.api.rates import Rates
-from prime_spark.api.services import Services
+from prime_spark.api.dependencies import Services
+from prime_spark.api.rate_limit import Rates
+from prime_spark.api.request_log import RequestLog
 from prime_spark.api.settings import ApiConfig
 from prime_spark.api.subsystems import Watch
 from prime_spark.config import ConfigError, fail, read_credential, service_main
+from prime_spark.kafka.publisher import EventPublisher
 from prime_spark.llm.router import LLMRouter
 from prime_spark.memory.memory import Memory
 from prime_spark.runtime.asgi import HttpMetrics, serve
@@ -31,7 +31,7 @@ from prime_spark.runtime.health import Health
 from prime_spark.runtime.logs import configure_logging
 from prime_spark.runtime.redis_client import gathering_redis_client, redis_client
 from prime_spark.runtime.service import Service, close_within, run_service
-from prime_spark.streaming.publisher import EventPublisher
+from prime_spark.tasks.coordinator import AgentCoordinator
 from prime_spark.vpn import VPNManager
 
 # Together less than the 15 seconds that `run_service` gives.
@@ -58,7 +58,7 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
     # Of its own: whoever hands in a task holds a connection until the task is on Redis' disk.
     submissions = redis_client(config.redis)
     coordinator = AgentCoordinator(submissions, config.coordinator)
-    journal = Journal(HttpMetrics(REGISTRY), publisher)
+    request_log = RequestLog(HttpMetrics(REGISTRY), publisher)
     kept = gathering_redis_client(config.redis)
     llm = LLMRouter(config.llm, redis=kept, record=publisher.stream_llm_inference)
     health = Health("api")
@@ -94,7 +94,7 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
         llm=llm,
         artifacts=Artifacts(config.artifacts),
         watch=watch,
-        journal=journal,
+        request_log=request_log,
     )
     app = create_app(services, config.limits, REGISTRY, documentation=config.documentation)
     await publisher.start()

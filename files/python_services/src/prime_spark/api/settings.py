@@ -6,7 +6,6 @@ from typing import Annotated
 
 import msgspec
 
-from prime_spark.agents.settings import CoordinatorConfig
 from prime_spark.config import (
     Config,
     CredentialName,
@@ -18,9 +17,10 @@ from prime_spark.config import (
     PositiveSeconds,
     RedisConfig,
 )
+from prime_spark.kafka.publisher import PublisherConfig
 from prime_spark.llm.settings import LLMConfig
 from prime_spark.memory.settings import MemoryConfig
-from prime_spark.streaming.publisher import PublisherConfig
+from prime_spark.tasks.settings import CoordinatorConfig
 
 Rate = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{0,8}/(second|minute|hour)\Z")]
 

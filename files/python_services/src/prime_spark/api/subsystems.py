@@ -10,14 +10,14 @@ from typing import Literal, TypeVar
 import structlog
 from pydantic import Field
 
-from prime_spark.agents.coordinator import AgentCoordinator, CoordinatorUnavailableError
 from prime_spark.api.schema import Output
+from prime_spark.kafka.publisher import EventPublisher
 from prime_spark.llm.router import LLMRouter
 from prime_spark.llm.types import LLMError
 from prime_spark.memory.memory import Memory
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.service import Service, within
-from prime_spark.streaming.publisher import EventPublisher
+from prime_spark.tasks.coordinator import AgentCoordinator, CoordinatorUnavailableError
 from prime_spark.vpn import VPNManager, VPNStatusError
 
 _log = structlog.get_logger(__name__)
@@ -220,7 +220,7 @@ class Watch:
             return _no_agents(str(error))
         dead = [agent.name for agent in known if not agent.alive]
         troubles = [] if queue.dispatcher else ["no dispatcher hands out tasks"]
-        troubles += [f"no sign of life from {', '.join(dead)}"] if dead else []
+        troubles += [f"no heartbeat from {', '.join(dead)}"] if dead else []
         troubles += [] if known else ["no agent is known"]
         status: State = "ok"
         if troubles:

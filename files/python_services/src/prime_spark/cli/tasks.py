@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import typer
 
-from prime_spark.agents.protocol import TASK_TYPES
 from prime_spark.cli.client import Client
 from prime_spark.cli.errors import CliError
 from prime_spark.cli.output import Output
 from prime_spark.cli.state import state_of
+from prime_spark.tasks.protocol import TASK_TYPES
 
 app = typer.Typer(help="Work for the agents.", no_args_is_help=True)
 

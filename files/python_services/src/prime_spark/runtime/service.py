@@ -49,7 +49,7 @@ class Service:
         self._beats[loop] = time.monotonic()
 
     def stalled(self) -> list[str]:
-        """Return the loops that have not given a sign of life in time."""
+        """Return the loops that have not sent a heartbeat in time."""
         limit = time.monotonic() - self._stall_seconds
         return [loop for loop, beat in self._beats.items() if beat < limit]
 

@@ -1,6 +1,6 @@
 """Values in Redis that cannot fill it: quotas by owner and in all, and room for the fleet alone.
 
-A Redis that is full refuses logins, signs of life and the ends of tasks as well. So what users put
+A Redis that is full refuses logins, heartbeats and the ends of tasks as well. So what users put
 there goes through scripts that keep a quarter of Redis' memory free: only the fleet's own
 bookkeeping may use that. Where room is short the cached answers of language models go first.
 

@@ -20,10 +20,10 @@ import msgspec
 from prime_spark import __version__
 from prime_spark.config import ConfigError, KafkaConfig, TopicName, fail, read_credential
 from prime_spark.events import Telemetry
+from prime_spark.kafka.clients import describe
+from prime_spark.kafka.producer import KAFKA_ERRORS, TOPIC_REFUSALS, Producer, Record
 from prime_spark.runtime.backoff import Backoff
 from prime_spark.simulate.fleet import Message, messages
-from prime_spark.streaming.clients import describe
-from prime_spark.streaming.producer import KAFKA_ERRORS, TOPIC_REFUSALS, Producer, Record
 
 _CONFIG = Path("/etc/prime-spark/telemetry/config.json")
 _ROUND_SECONDS = 0.1

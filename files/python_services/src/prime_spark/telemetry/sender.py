@@ -6,11 +6,11 @@ import asyncio
 
 import structlog
 
+from prime_spark.kafka.clients import describe
+from prime_spark.kafka.producer import KAFKA_ERRORS, Producer
 from prime_spark.runtime.backoff import Backoff
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.service import Service
-from prime_spark.streaming.clients import describe
-from prime_spark.streaming.producer import KAFKA_ERRORS, Producer
 from prime_spark.telemetry.buffer import DiskBuffer
 from prime_spark.telemetry.metrics import TelemetryMetrics
 

@@ -12,11 +12,11 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from prime_spark.config import fail, service_main
 from prime_spark.events import Telemetry, encode
+from prime_spark.kafka.producer import Producer
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.http import StatusServer
 from prime_spark.runtime.logs import configure_logging
 from prime_spark.runtime.service import Service, run_service, within
-from prime_spark.streaming.producer import Producer
 from prime_spark.telemetry.buffer import BufferBusyError, BufferStats, DiskBuffer
 from prime_spark.telemetry.clock import Clock
 from prime_spark.telemetry.collector import Collector, seconds_to_next_tick

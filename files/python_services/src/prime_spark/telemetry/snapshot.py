@@ -12,9 +12,9 @@ from redis.exceptions import RedisError
 
 from prime_spark.config import RedisConfig, read_credential
 from prime_spark.events import Telemetry
+from prime_spark.kafka.clients import describe
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.service import Service, within
-from prime_spark.streaming.clients import describe
 from prime_spark.telemetry.metrics import TelemetryMetrics
 
 _log = structlog.get_logger(__name__)

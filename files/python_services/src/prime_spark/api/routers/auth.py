@@ -8,17 +8,17 @@ import structlog
 from fastapi import APIRouter, Request
 from pydantic import Field, StringConstraints
 
-from prime_spark.api.access import SECURED, Reader
 from prime_spark.api.audit import audit
 from prime_spark.api.auth.lockout import LockedError
 from prime_spark.api.auth.passwords import BusyError
 from prime_spark.api.auth.service import WrongCredentialsError
 from prime_spark.api.auth.sessions import RefreshError, Session, SessionsUnavailableError
 from prime_spark.api.auth.users import Role
+from prime_spark.api.authorization import SECURED, Reader
+from prime_spark.api.dependencies import Services, services_of
 from prime_spark.api.errors import GUARDED, ApiError, problems, unavailable
-from prime_spark.api.exchange import exchange_of
+from prime_spark.api.request_context import request_context
 from prime_spark.api.schema import Input, Output
-from prime_spark.api.services import Services, services_of
 from prime_spark.api.strict_json import StrictJsonRoute
 
 _log = structlog.get_logger(__name__)
@@ -86,7 +86,7 @@ async def login(request: Request, body: Login) -> Tokens:
     exactly like a wrong password.
     """
     services = services_of(request)
-    client = exchange_of(request).client
+    client = request_context(request).client
     services.rates.check("login", client)
     known = body.username if services.auth.users.get(body.username) else "unknown"
     try:
@@ -125,7 +125,7 @@ async def refresh(request: Request, body: Refresh) -> Tokens:
     somebody else may have it.
     """
     services = services_of(request)
-    client = exchange_of(request).client
+    client = request_context(request).client
     services.rates.check("login", client)
     try:
         access, session = await services.auth.refresh(body.refresh_token, client)
@@ -135,7 +135,7 @@ async def refresh(request: Request, body: Refresh) -> Tokens:
         raise _refused("the refresh token is not valid: log in again") from None
     except SessionsUnavailableError as error:
         raise _no_sessions(error) from None
-    exchange_of(request).user = session.username
+    request_context(request).user = session.username
     return _tokens(services, access, session)
 
 

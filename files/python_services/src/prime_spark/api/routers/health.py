@@ -10,10 +10,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import Field
 
 from prime_spark import __version__
-from prime_spark.api.access import SECURED, may_read
+from prime_spark.api.authorization import SECURED, may_read
+from prime_spark.api.dependencies import services_of
 from prime_spark.api.errors import GUARDED, problems
 from prime_spark.api.schema import Output
-from prime_spark.api.services import services_of
 from prime_spark.api.subsystems import Subsystems
 
 router = APIRouter(tags=["health"])

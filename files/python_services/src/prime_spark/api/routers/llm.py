@@ -12,11 +12,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field, StringConstraints
 
-from prime_spark.api.access import SECURED, may_generate, may_read
+from prime_spark.api.authorization import SECURED, may_generate, may_read
+from prime_spark.api.dependencies import services_of
 from prime_spark.api.errors import GUARDED, ApiError, problems
-from prime_spark.api.exchange import exchange_of, unless_gone
+from prime_spark.api.request_context import request_context, unless_gone
 from prime_spark.api.schema import AS_WHOLE, Input, Output
-from prime_spark.api.services import services_of
 from prime_spark.api.strict_json import StrictJsonRoute
 from prime_spark.llm.types import (
     MAX_STOPS,
@@ -149,7 +149,7 @@ async def generate(request: Request, body: Generate) -> Any:
     except LLMUnavailableError as error:
         raise _down(error) from None
     return StreamingResponse(
-        _events(chunks, first, str(exchange_of(request).id)), media_type="text/event-stream"
+        _events(chunks, first, str(request_context(request).id)), media_type="text/event-stream"
     )
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from prime_spark.api.access import SECURED, Writer, may_read, may_write
 from prime_spark.api.audit import audit
+from prime_spark.api.authorization import SECURED, Writer, may_read, may_write
+from prime_spark.api.dependencies import services_of
 from prime_spark.api.errors import (
     GUARDED,
     ApiError,
@@ -20,7 +21,6 @@ from prime_spark.api.errors import (
     unavailable,
 )
 from prime_spark.api.schema import AS_WHOLE, Input, Output
-from prime_spark.api.services import services_of
 from prime_spark.api.strict_json import StrictJsonRoute
 from prime_spark.memory.errors import (
     MemoryKeyError,

@@ -9,19 +9,11 @@ import msgspec
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import Field, JsonValue, StringConstraints
 
-from prime_spark.agents.coordinator import (
-    CoordinatorUnavailableError,
-    NoRoomError,
-    QueueFullError,
-    TaskConflictError,
-    TaskError,
-)
-from prime_spark.agents.payloads import PAYLOADS, PayloadError, check_payload
-from prime_spark.agents.protocol import Priority, State, TaskStatus, TaskType
-from prime_spark.api.access import SECURED, Reader, Writer
 from prime_spark.api.artifacts import ArtifactsUnavailableError, NoArtifactError
 from prime_spark.api.audit import audit
 from prime_spark.api.auth.service import Caller
+from prime_spark.api.authorization import SECURED, Reader, Writer
+from prime_spark.api.dependencies import services_of
 from prime_spark.api.errors import (
     GUARDED,
     ApiError,
@@ -32,8 +24,16 @@ from prime_spark.api.errors import (
     unavailable,
 )
 from prime_spark.api.schema import Input, Output
-from prime_spark.api.services import services_of
 from prime_spark.api.strict_json import StrictJsonRoute
+from prime_spark.tasks.coordinator import (
+    CoordinatorUnavailableError,
+    NoRoomError,
+    QueueFullError,
+    TaskConflictError,
+    TaskError,
+)
+from prime_spark.tasks.payloads import PAYLOADS, PayloadError, check_payload
+from prime_spark.tasks.protocol import Priority, State, TaskStatus, TaskType
 
 router = APIRouter(prefix="/api/tasks", tags=["tasks"], route_class=StrictJsonRoute)
 

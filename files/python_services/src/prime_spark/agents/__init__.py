@@ -1,1 +1,0 @@
-"""Tasks for the fleet's agents: kept in Redis, handed out by the dispatcher."""

@@ -1,0 +1,1 @@
+"""prime-spark-dispatcher: takes waiting tasks to agents."""

@@ -1,0 +1,1 @@
+"""prime-spark-ingest: events from Kafka into the database."""

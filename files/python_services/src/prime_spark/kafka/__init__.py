@@ -1,0 +1,1 @@
+"""Kafka: clients, producer, consumer, publisher of events."""

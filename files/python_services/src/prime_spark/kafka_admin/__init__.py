@@ -1,0 +1,1 @@
+"""prime-spark-kafka-admin: topics, users and ACLs."""

@@ -1,1 +1,0 @@
-"""Kafka: client options, the ingest consumer, dead letters and cluster administration."""

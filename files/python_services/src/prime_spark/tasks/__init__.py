@@ -1,0 +1,1 @@
+"""Tasks and their agents, as Redis holds them."""
