@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tools.dashboards.boards import BOARDS
+from tools.dashboards.schema import mistakes
 
 OUTPUT = (
     Path(__file__).resolve().parents[2]
@@ -24,9 +25,9 @@ def files() -> dict[str, str]:
 
 
 def main() -> int:
-    """Write the files, remove what left; with --check only say what differs."""
+    """Write the files, remove what left; with --check only say what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tools.dashboards", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail on a mistake")
     check = parser.parse_args().check
     wanted = files()
     found = {path.name: path.read_text() for path in OUTPUT.glob("*.json")}
@@ -38,7 +39,10 @@ def main() -> int:
             print(
                 f"{name} is not what tools/dashboards makes: run make dashboards", file=sys.stderr
             )
-        return 1 if different else 0
+        wrong = [line for name, text in wanted.items() for line in mistakes(name, json.loads(text))]
+        for line in wrong:
+            print(line, file=sys.stderr)
+        return 1 if different or wrong else 0
     OUTPUT.mkdir(parents=True, exist_ok=True)
     for name in different:
         if name in wanted:
