@@ -50,7 +50,10 @@ HTTP = (
     "idle",
 )
 # What need not be ended; hostile.py says so, too.
-SLOW = {"slow_head", "idle", "held_head", "held_frame", "kafka_login", "postgres_login"}
+SLOW = {
+    *("slow_head", "idle", "held_head", "held_frame"),
+    *("kafka_login", "postgres_login", "redis_unread"),
+}
 
 
 class Server(NamedTuple):
