@@ -5,26 +5,33 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-# Job, group, the port's variable and its role's default. In the job `prime_spark` the group is the
-# label `service` too.
+# Ansible makes module_utils importable on hosts only, not for its own plugins.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+
+from prime_spark_inventory.endpoints import endpoint_on
+
+# Job, group and the name of the endpoint. In the job `prime_spark` the group is the label
+# `service` too.
 JOBS = (
-    ("node", "node_exporter", "node_exporter_port", 9100),
-    ("prime_spark", "telemetry", "telemetry_port", 9101),
-    ("prime_spark", "ingest", "ingest_port", 9102),
-    ("prime_spark", "dispatcher", "dispatcher_port", 9103),
-    ("prime_spark", "deadman", "deadman_port", 9105),
-    ("prime_spark", "api", "api_port", 8000),
-    ("prime_spark", "spark_agent", "spark_agent_port", 8100),
-    ("kafka", "kafka", "exporters_kafka_port", 9308),
-    ("postgres", "timescale", "exporters_postgres_port", 9187),
-    ("redis", "redis", "exporters_redis_port", 9121),
-    ("prometheus", "monitoring", "monitoring_prometheus_port", 9090),
-    ("alertmanager", "monitoring", "monitoring_alertmanager_port", 9093),
+    ("node", "node_exporter", "node_exporter"),
+    ("prime_spark", "telemetry", "telemetry"),
+    ("prime_spark", "ingest", "ingest"),
+    ("prime_spark", "dispatcher", "dispatcher"),
+    ("prime_spark", "deadman", "deadman"),
+    ("prime_spark", "api", "api"),
+    ("prime_spark", "spark_agent", "spark_agent"),
+    ("kafka", "kafka", "exporters_kafka"),
+    ("postgres", "timescale", "exporters_postgres"),
+    ("redis", "redis", "exporters_redis"),
+    ("prometheus", "monitoring", "monitoring_prometheus"),
+    ("alertmanager", "monitoring", "monitoring_alertmanager"),
 )
 EXPORTED = {"kafka", "postgres", "redis"}
 BCRYPT_COST = 10
@@ -37,7 +44,7 @@ def monitoring_targets(groups: Mapping[str, list[str]], hostvars: Any) -> list[d
     A host whose role is absent has none.
     """
     found = []
-    for job, group, port, default in JOBS:
+    for job, group, service in JOBS:
         for host in sorted(groups.get(group, [])):
             values = hostvars[host]
             roles = [group, "exporters"] if job in EXPORTED else [group]
@@ -45,10 +52,10 @@ def monitoring_targets(groups: Mapping[str, list[str]], hostvars: Any) -> list[d
                 continue
             if job in EXPORTED and host not in groups.get("exporters", []):
                 continue
-            address = values.get("wireguard_address")
-            if not address:
+            found_at = endpoint_on(host, service, hostvars)
+            if not found_at["address"]:
                 raise AnsibleFilterError(f"{host} has no wireguard_address to be scraped at")
-            target = {"job": job, "host": host, "address": f"{address}:{values.get(port, default)}"}
+            target = {"job": job, "host": host, "address": found_at["server"]}
             if job == "prime_spark":
                 target["service"] = group
             found.append(target)

@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .endpoints import inputs_of
+
 WORD = re.compile(r"[A-Za-z_]\w*")
 EXTRACTED = re.compile(r"'extract',\s*hostvars,\s*'(\w+)'")
+ENDPOINT = re.compile(r"\bendpoint(?:s|_on)?\('(\w+)', hostvars\)")
+IMPORTED = re.compile(r"^from prime_spark_inventory\.(\w+) import", re.MULTILINE)
 FILTER = re.compile(r'^ +"(\w+)": ', re.MULTILINE)
 # A name that a filter puts together: f"{role}_state".
 SUFFIX = re.compile(r'f"\{[^{}]*\}(_\w+)"')
@@ -77,6 +81,8 @@ class References:
         self.filters: dict[str, str] = {}
         for path in sorted((repository / "plugins" / "filter").glob("*.py")):
             text = path.read_text(encoding="utf-8")
+            for module in IMPORTED.findall(text):
+                text += Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
             self.filters.update(dict.fromkeys(FILTER.findall(text), text))
         # Every text that a name may stand for, on any host.
         self.texts: dict[str, set[str]] = {}
@@ -115,7 +121,8 @@ class References:
         found: set[str] = set()
         for text in texts:
             found.update(EXTRACTED.findall(text))
-            lines = EXTRACTED.sub("", text).splitlines()
+            found.update(*map(inputs_of, ENDPOINT.findall(text)))
+            lines = ENDPOINT.sub("", EXTRACTED.sub("", text)).splitlines()
             for number, line in enumerate(lines):
                 if "hostvars" not in line:
                     continue
@@ -173,6 +180,8 @@ class Stamps:
             *self.shared,
             [(name, hashlib.sha256(content).hexdigest()) for name, content in files],
             {group: members for group, members in self.groups.items() if group in named},
+            # Filters know the defaults of other roles.
+            {name: sorted(self.references.texts[name]) for name in foreign},
             {
                 host: {name: self.value(host, name) for name in sorted(foreign)}
                 for host in (self.raw if foreign else ())
