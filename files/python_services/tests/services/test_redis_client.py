@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 
     @functools.wraps(test)
     def run(*arguments: Any, **fixtures: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*arguments, **fixtures), 20))
+        asyncio.run(asyncio.wait_for(test(*arguments, **fixtures), 120))
 
     return run
 
@@ -139,27 +139,32 @@ async def test_a_caller_that_goes_away_takes_nobody_along(
         assert await ask(shared) == EXPECTED
 
 
+async def answers_within_the_limit(shared: Redis, numbers: Sequence[int]) -> list[Any]:
+    """Ask until all are answered in time, which a busy machine misses now and then."""
+    async with asyncio.timeout(30):
+        while True:
+            calls = [shared.get(f"key:{n}") for n in numbers]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            if TIMEOUTS.isdisjoint({type(answer) for answer in answers}):
+                return answers
+
+
 @on_a_loop
 async def test_a_redis_that_hangs_costs_everybody_the_limit_and_confuses_no_answers(
     redis: RedisServer, connect: Connect
 ) -> None:
+    async with connect() as patient:
+        await fill(patient)
     async with connect(seconds=0.3) as shared:
-        await fill(shared)
+        assert await answers_within_the_limit(shared, range(CALLERS)) == EXPECTED
         with hung(redis):
             calls = [shared.get(f"key:{n}") for n in range(CALLERS)]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 answers = await asyncio.gather(*calls, return_exceptions=True)
             assert {type(answer) for answer in answers} <= TIMEOUTS
         # What it says late is for nobody.
-        async with asyncio.timeout(30):
-            while True:
-                answers = await asyncio.gather(
-                    *(shared.get(f"key:{n}") for n in reversed(range(CALLERS))),
-                    return_exceptions=True,
-                )
-                if TIMEOUTS.isdisjoint({type(answer) for answer in answers}):
-                    break
-        assert answers == EXPECTED[::-1]
+        backwards = range(CALLERS)[::-1]
+        assert await answers_within_the_limit(shared, backwards) == EXPECTED[::-1]
 
 
 @on_a_loop
