@@ -98,6 +98,16 @@ def login(path: Pipeline) -> dict[str, str]:
     }
 
 
+def database_login(path: Pipeline) -> DatabaseConfig:
+    return DatabaseConfig(
+        host=path.postgres.host,
+        port=path.postgres.port,
+        name=path.database,
+        username=path.postgres.username,
+        credential="database_password",
+    )
+
+
 def send_batch(path: Pipeline, fill: Callable[[Any], None]) -> None:
     """Send what `fill` puts into a batch, and a sentinel behind it in the same partition."""
 
@@ -205,14 +215,7 @@ def test_a_lost_host_keeps_its_locks_for_a_minute(path: Pipeline) -> None:
 
 
 async def look_at_a_session(path: Pipeline) -> None:
-    login = DatabaseConfig(
-        host=path.postgres.host,
-        port=path.postgres.port,
-        name=path.database,
-        username=path.postgres.username,
-        credential="unused",
-    )
-    connection = await connect(login, "test", path.postgres.password)
+    connection = await connect(database_login(path), "test", path.postgres.password)
     try:
         names = ("idle_in_transaction_session_timeout", "tcp_keepalives_idle", "tcp_user_timeout")
         found = {name: await connection.fetchval(f"SHOW {name}") for name in names}
@@ -227,13 +230,7 @@ def test_tables_are_written_in_one_order(path: Pipeline) -> None:
 
 async def two_writers(path: Pipeline) -> None:
     """One has the row of the first table, then that of the second; the batch has them reversed."""
-    login = DatabaseConfig(
-        host=path.postgres.host,
-        port=path.postgres.port,
-        name=path.database,
-        username=path.postgres.username,
-        credential="database_password",
-    )
+    database = database_login(path)
     now, identity = datetime.now(UTC), new_event_id()
     request = ApiEvent(
         time=now, event_id=identity, method="GET", endpoint="/", status=200, duration_ms=1.0
@@ -244,8 +241,8 @@ async def two_writers(path: Pipeline) -> None:
     (folder / "database_password").write_text(path.postgres.password)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CREDENTIALS_DIRECTORY", str(folder))
-        writer = Writer(login, "batch")
-        other, looking = await connect(login, "other"), await connect(login, "looking")
+        writer = Writer(database, "batch")
+        other, looking = await connect(database, "other"), await connect(database, "looking")
         try:
             async with other.transaction():
                 await other.execute(

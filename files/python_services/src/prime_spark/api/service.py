@@ -55,7 +55,7 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
     redis = redis_client(config.redis)
     publisher = EventPublisher(config.kafka, "prime-spark-api", config.publisher, REGISTRY)
     memory = Memory.from_config(config.memory)
-    # Of its own: whoever hands in a task holds a connection until the task is on Redis' disk.
+    # A client of its own: each submission holds a connection until Redis has the task on disk.
     submissions = redis_client(config.redis)
     coordinator = AgentCoordinator(submissions, config.coordinator)
     request_log = RequestLog(HttpMetrics(REGISTRY), publisher)
