@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 
-filters: Any = sys.modules["prime_spark_filter.endpoints"]
+plugin: Any = sys.modules["prime_spark_filter.endpoints"]
+# As playbooks call them.
+filters = SimpleNamespace(**plugin.FilterModule().filters())
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 PLACES = ("defaults", "vars", "tasks", "templates")
