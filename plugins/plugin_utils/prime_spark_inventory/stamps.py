@@ -18,7 +18,6 @@ from typing import Any
 from .endpoints import inputs_of
 
 WORD = re.compile(r"[A-Za-z_]\w*")
-EXTRACTED = re.compile(r"'extract',\s*hostvars,\s*'(\w+)'")
 ENDPOINT = re.compile(r"\bendpoint(?:s|_on)?\('(\w+)', hostvars\)")
 IMPORTED = re.compile(r"^from prime_spark_inventory\.(\w+) import", re.MULTILINE)
 FILTER = re.compile(r'^ +"(\w+)": ', re.MULTILINE)
@@ -120,9 +119,8 @@ class References:
         """Names of variables that are read of other hosts."""
         found: set[str] = set()
         for text in texts:
-            found.update(EXTRACTED.findall(text))
             found.update(*map(inputs_of, ENDPOINT.findall(text)))
-            lines = ENDPOINT.sub("", EXTRACTED.sub("", text)).splitlines()
+            lines = ENDPOINT.sub("", text).splitlines()
             for number, line in enumerate(lines):
                 if "hostvars" not in line:
                     continue
