@@ -1,7 +1,8 @@
 """Action ``check_limit``: refuse a ``--limit`` whose names the inventory lacks.
 
 Ansible passes over them: what is to run on two hosts runs on one, and what is to leave one out runs
-on all. Runs on the controller alone.
+on all. An inventory without managed hosts is refused as well: a run on nobody would end well. Runs
+on the controller alone.
 """
 
 from __future__ import annotations
@@ -9,11 +10,18 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ansible.inventory.manager import PATTERN_WITH_SUBSCRIPT, split_host_pattern
 from ansible.plugins.action import ActionBase
+
+# Ansible makes module_utils importable on hosts only, not for its own plugins.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+
+from prime_spark_inventory.catalogue import prepared
 
 
 def problems(limit: str, groups: Mapping[str, list[str]]) -> list[str]:
@@ -49,9 +57,13 @@ class ActionModule(ActionBase):
     ) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
-        found = problems(variables.get("ansible_limit") or "", variables["groups"])
+        groups = variables["groups"]
         result["changed"] = False
-        if found:
-            lines = [f"--limit: {sentence}" for sentence in found]
+        found = problems(variables.get("ansible_limit") or "", groups)
+        lines = [f"--limit: {sentence}" for sentence in found]
+        if not any(groups.get(name) for name in prepared()):
+            names = " and ".join(prepared())
+            lines.append(f"the inventory has no managed hosts: no host is in the groups {names}")
+        if lines:
             result.update(failed=True, msg="\n".join([*lines, "No host was contacted."]))
         return result

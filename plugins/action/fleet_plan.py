@@ -19,13 +19,13 @@ from ansible.plugins.action import ActionBase
 # Ansible makes module_utils importable on hosts only, not for its own plugins.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 
+from prime_spark_inventory.catalogue import catalogue
 from prime_spark_inventory.plan import Known, Plan, Selection, is_sealed
 
 
 class ActionModule(ActionBase):
-    """Arguments: ``full`` (play everything), ``together`` (roles that are played on all of their
-    hosts or on none), ``show`` (print every role of every host) and ``file`` (write that there as
-    JSON, too).
+    """Arguments: ``full`` (play everything), ``show`` (print every role of every host) and ``file``
+    (write that there as JSON, too).
 
     Returns ``run``, ``everything`` (whether nothing is left out), ``due`` (role to hosts),
     ``played`` (host to the roles that are sealed at the end, with their stamps) and ``state`` (host
@@ -50,7 +50,7 @@ class ActionModule(ActionBase):
         )
         hosts = [str(host) for host in variables["ansible_play_hosts_all"]]
         refused = [host for host in hosts if self.precheck(variables, host).get("failed")]
-        together = list(arguments.get("together", []))
+        together = [role for role, entry in catalogue().items() if entry.together]
         plan = Plan(self.known(variables), selection, together, refused)
         lines = plan.lines()
         if arguments.get("show"):

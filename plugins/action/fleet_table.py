@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+
+# Ansible makes module_utils importable on hosts only, not for its own plugins.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+
+from prime_spark_inventory.catalogue import of_groups
 
 COLUMNS = ("host", "roles", "vpn", "mounts", "containers", "units", "telemetry")
 
@@ -33,9 +40,8 @@ class ActionModule(ActionBase):
 
     Arguments: ``hosts`` (names), ``health`` (host to the result of host_health), ``telemetry``
     (device to age in seconds), ``devices`` (host that has to have telemetry to its device),
-    ``fresh`` (seconds), ``roles`` (names, in the order to show), ``groups`` (host to its groups),
-    ``deferred`` (hosts that were away when the run began), ``telemetry_waits_for`` (those of them
-    without whom no telemetry arrives).
+    ``fresh`` (seconds), ``groups`` (host to its groups), ``deferred`` (hosts that were away when
+    the run began), ``telemetry_waits_for`` (those of them without whom no telemetry arrives).
     """
 
     TRANSFERS_FILES = False
@@ -51,7 +57,7 @@ class ActionModule(ActionBase):
         waits_for = ", ".join(args["telemetry_waits_for"])
         for host in args["hosts"]:
             health = args["health"].get(host)
-            roles = ", ".join(role for role in args["roles"] if role in args["groups"][host])
+            roles = ", ".join(of_groups(args["groups"][host], "roles"))
             if host in args["deferred"]:
                 rows.append({**dict.fromkeys(COLUMNS, "?"), "host": host, "roles": roles})
                 deferred.append(f"{host}: it was unreachable, the next run catches it up")

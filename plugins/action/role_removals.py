@@ -14,13 +14,13 @@ from ansible.plugins.action import ActionBase
 # Ansible makes module_utils importable on hosts only, not for its own plugins.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 
+from prime_spark_inventory.catalogue import catalogue
 from prime_spark_inventory.removals import removals, to_confirm
 
 
 class ActionModule(ActionBase):
-    """Arguments: ``last`` (roles that others stand on, in the order in which they go),
-    ``everywhere`` (roles that have no group), ``data`` (roles that keep data), ``most`` (removals
-    that need no confirmation) and ``confirmed`` (names of roles, separated by commas).
+    """Arguments: ``most`` (removals that need no confirmation) and ``confirmed`` (names of roles,
+    separated by commas).
 
     Returns ``leaves``: host to roles, first to go first; a host that loses none is not in it.
     Fails where something has to be confirmed and is not; in check mode it only says so."""
@@ -41,9 +41,12 @@ class ActionModule(ActionBase):
             for host in variables["ansible_play_hosts"]
         }
         arguments = self._task.args
-        leaves = removals(recorded, variables["groups"], arguments["last"], arguments["everywhere"])
+        roles = catalogue()
+        order = [role for role, entry in roles.items() if entry.has_group]
+        leaves = removals(recorded, variables["groups"], order)
         result.update(changed=False, leaves=leaves)
-        found = to_confirm(leaves, recorded, arguments["data"], int(arguments["most"]))
+        data = {role for role, entry in roles.items() if entry.data}
+        found = to_confirm(leaves, recorded, data, int(arguments["most"]))
         confirmed = {name.strip() for name in str(arguments["confirmed"]).split(",")}
         if found.keys() <= confirmed:
             return result

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible import __version__
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
@@ -27,21 +26,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 
 from prime_spark_inventory import Fleet, Role, judge
 from prime_spark_inventory.addresses import listening
+from prime_spark_inventory.catalogue import ROOT, catalogue, load, prepared
 from prime_spark_inventory.fleet import SECRET, expected
 from prime_spark_inventory.stamps import Stamps
 from prime_spark_inventory.values import check_value
 
-# In C where there is one: the files of all roles are read at the start of every run.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MISSING = re.compile(r"'(\w+)' is undefined")
 
 
 class ActionModule(ActionBase):
-    """Arguments: ``needs`` (role to the roles it needs; ``name@host`` means on the same host),
-    ``single`` (roles that one host at most may have), ``units`` (role to the unit that listens on
-    its port), ``hosts`` (role to further groups whose hosts its play covers). Returns ``ports``: by
-    host, what its roles will listen on; and ``stamps``, by which a later run sees that nothing that
-    decides about a role has changed."""
+    """Takes no arguments. Returns ``ports``: by host, what its roles will listen on; and
+    ``stamps``, by which a later run sees that nothing that decides about a role has changed."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -54,12 +49,11 @@ class ActionModule(ActionBase):
         fleet = self.fleet(variables)
         judge(
             fleet,
-            needs=self._task.args.get("needs", {}),
-            single=self._task.args.get("single", []),
+            needs={role: entry.needs for role, entry in catalogue().items()},
+            single=[role for role, entry in catalogue().items() if entry.single],
             secrets=self.gather(fleet, variables["hostvars"]),
             remedy=self.remedy(variables),
-            # The role of every host.
-            prepared=self._task.args.get("hosts", {}).get("common", []),
+            prepared=prepared(),
         )
         # Shown once, a line each: Ansible repeats a failure's message and folds its lines.
         if lines := fleet.lines():
@@ -71,7 +65,8 @@ class ActionModule(ActionBase):
             msg = f"the inventory has {things}, see the lines above; no host was contacted"
             result.update(failed=True, msg=msg)
         else:
-            result["ports"] = listening(fleet, self._task.args.get("units", {}))
+            units = {role: entry.listener for role, entry in catalogue().items()}
+            result["ports"] = listening(fleet, units)
             result["stamps"] = self.stamps(fleet, variables)
         return result
 
@@ -88,17 +83,11 @@ class ActionModule(ActionBase):
             except AnsibleError as error:
                 return str(error)
 
-        root = Path(self.roles_directory()).parent
         defaults = {role.name: role.defaults for role in fleet.roles.values()}
-        stamps = Stamps(root, fleet.raw, groups, defaults, __version__, resolve)
-        members = {
-            role: sorted({h for group in [role, *also] for h in groups.get(group, [])})
-            for role in fleet.roles
-            for also in [self._task.args.get("hosts", {}).get(role, [])]
-        }
+        stamps = Stamps(ROOT, fleet.raw, groups, defaults, __version__, resolve)
         found = {}
-        for role, hosts in members.items():
-            if hosts:
+        for role, entry in catalogue().items():
+            if hosts := sorted({h for group in entry.groups for h in groups.get(group, [])}):
                 by_host, facts = stamps.of(role, hosts)
                 found[role] = {"hosts": by_host, "facts": facts}
         return found
@@ -113,14 +102,14 @@ class ActionModule(ActionBase):
 
     def fleet(self, task_vars: Mapping[str, Any]) -> Fleet:
         """Roles from their files, groups and variables from the inventory (and ``-e``)."""
-        directory = self.roles_directory()
         roles = {}
-        for name in sorted(os.listdir(directory)):
-            options = self.read(f"{directory}/{name}/meta/argument_specs.yml")
-            defaults = self.read(f"{directory}/{name}/defaults/main.yml")
+        for path in sorted((ROOT / "roles").iterdir()):
+            options = load(path / "meta" / "argument_specs.yml")
+            defaults = load(path / "defaults" / "main.yml")
             if options:
                 main = options["argument_specs"]["main"]
-                roles[name] = Role(name, dict(main.get("options") or {}), dict(defaults or {}))
+                found = dict(main.get("options") or {})
+                roles[path.name] = Role(path.name, found, dict(defaults or {}))
         groups = {
             name: sorted(hosts)
             for name, hosts in task_vars["groups"].items()
@@ -129,21 +118,6 @@ class ActionModule(ActionBase):
         hostvars = task_vars["hostvars"]
         raw = {host: dict(hostvars.raw_get(host)) for host in sorted(task_vars["groups"]["all"])}
         return Fleet(roles, groups, raw, set(load_extra_vars(self._loader)))
-
-    def roles_directory(self) -> str:
-        """``roles`` of the repository, wherever the playbook lies."""
-        directory = self._loader.get_basedir()
-        while not os.path.isdir(f"{directory}/roles"):
-            if directory == os.path.dirname(directory):
-                raise AnsibleError(f"no directory `roles` above {self._loader.get_basedir()}")
-            directory = os.path.dirname(directory)
-        return os.path.realpath(f"{directory}/roles")
-
-    def read(self, path: str) -> Any:
-        if not os.path.exists(path):
-            return None
-        with open(path, encoding="utf-8") as stream:
-            return yaml.load(stream, Loader=LOADER)
 
     def gather(self, fleet: Fleet, hostvars: Any) -> set[str]:
         """Fill ``fleet.values``; returns the names of the secrets that roles need."""

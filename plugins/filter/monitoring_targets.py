@@ -15,25 +15,9 @@ from ansible.errors import AnsibleFilterError
 # Ansible makes module_utils importable on hosts only, not for its own plugins.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 
+from prime_spark_inventory.catalogue import catalogue
 from prime_spark_inventory.endpoints import endpoint_on
 
-# Job, group and the name of the endpoint. In the job `prime_spark` the group is the label
-# `service` too.
-JOBS = (
-    ("node", "node_exporter", "node_exporter"),
-    ("prime_spark", "telemetry", "telemetry"),
-    ("prime_spark", "ingest", "ingest"),
-    ("prime_spark", "dispatcher", "dispatcher"),
-    ("prime_spark", "deadman", "deadman"),
-    ("prime_spark", "api", "api"),
-    ("prime_spark", "spark_agent", "spark_agent"),
-    ("kafka", "kafka", "exporters_kafka"),
-    ("postgres", "timescale", "exporters_postgres"),
-    ("redis", "redis", "exporters_redis"),
-    ("prometheus", "monitoring", "monitoring_prometheus"),
-    ("alertmanager", "monitoring", "monitoring_alertmanager"),
-)
-EXPORTED = {"kafka", "postgres", "redis"}
 BCRYPT_COST = 10
 BCRYPT_ALPHABET = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -44,21 +28,23 @@ def monitoring_targets(groups: Mapping[str, list[str]], hostvars: Any) -> list[d
     A host whose role is absent has none.
     """
     found = []
-    for job, group, service in JOBS:
-        for host in sorted(groups.get(group, [])):
-            values = hostvars[host]
-            roles = [group, "exporters"] if job in EXPORTED else [group]
-            if any(values.get(f"{role}_state", "present") == "absent" for role in roles):
-                continue
-            if job in EXPORTED and host not in groups.get("exporters", []):
-                continue
-            found_at = endpoint_on(host, service, hostvars)
-            if not found_at["address"]:
-                raise AnsibleFilterError(f"{host} has no wireguard_address to be scraped at")
-            target = {"job": job, "host": host, "address": found_at["server"]}
-            if job == "prime_spark":
-                target["service"] = group
-            found.append(target)
+    for role, entry in catalogue().items():
+        for scraped in entry.scrape:
+            needed = [role, *([scraped["group"]] if "group" in scraped else [])]
+            for host in sorted(groups.get(role, [])):
+                values = hostvars[host]
+                if any(host not in groups.get(role, []) for role in needed):
+                    continue
+                if any(values.get(f"{role}_state", "present") == "absent" for role in needed):
+                    continue
+                found_at = endpoint_on(host, scraped["endpoint"], hostvars)
+                if not found_at["address"]:
+                    raise AnsibleFilterError(f"{host} has no wireguard_address to be scraped at")
+                target = {"job": scraped["job"], "host": host, "address": found_at["server"]}
+                # Our services share a job.
+                if scraped["job"] == "prime_spark":
+                    target["service"] = role
+                found.append(target)
     return found
 
 

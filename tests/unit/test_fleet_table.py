@@ -20,7 +20,6 @@ ARGUMENTS: dict[str, Any] = {
     "telemetry": {"pump": 4.0},
     "devices": {"one": "pump"},
     "fresh": 60,
-    "roles": ["wireguard", "api"],
     "groups": {"one": ["wireguard"]},
     "deferred": [],
     "telemetry_waits_for": [],

@@ -65,9 +65,9 @@ def test_names_and_patterns_that_match_nothing_are_named(limit: str, said: list[
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Any]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Exit status, output and contacted hosts of the playbooks, two at a time."""
-    started: dict[tuple[str, str], tuple[Future[Any], Path, Path]] = {}
+    started: dict[str, tuple[Future[Any], Path, Path]] = {}
     with processes(2) as warm:
         for number, name in enumerate(RUNS):
             directory, limit = tmp_path_factory.mktemp(name), LIMITS[number % 2]
@@ -76,7 +76,38 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, s
             arguments += ["-e", "role=cli", "-e", "service=telemetry", "-e", "rotate_secret=x"]
             output = directory / "output"
             started[name] = warm.submit(playbook, arguments, environment, output), output, contacted
+        directory = tmp_path_factory.mktemp("others")
+        arguments, environment, contacted = written(directory, inventory())
+        for name, *more in (
+            ("no rotation", *arguments, "playbooks/rotate.yml"),
+            ("nobody", "-i", "one,", "playbooks/verify.yml"),
+        ):
+            output = directory / name
+            started[name] = warm.submit(playbook, more, environment, output), output, contacted
         yield started
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "nobody",
+            "the inventory has no managed hosts: no host is in the groups managed",
+        ),
+        (
+            "no rotation",
+            "rotate_secret has no value before it to try: `make rotate SECRET=vault_…`",
+        ),
+    ],
+)
+def test_a_run_that_would_prove_nothing_is_refused(
+    name: str, sentence: str, runs: dict[str, Any]
+) -> None:
+    done, output, contacted = runs[name]
+    status, _ = done.result()
+    said = " ".join(output.read_text().split())
+    assert status == 2 and sentence in said, said
+    assert not contacted.exists(), said
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -27,9 +27,9 @@ HOSTVARS: dict[str, dict[str, Any]] = {
 
 def test_targets_follow_groups_and_ports() -> None:
     assert filters.monitoring_targets(GROUPS, HOSTVARS) == [
+        {"job": "prime_spark", "host": "a", "address": "10.0.0.1:9999", "service": "telemetry"},
         {"job": "node", "host": "a", "address": "10.0.0.1:9100"},
         {"job": "node", "host": "b", "address": "10.0.0.2:9100"},
-        {"job": "prime_spark", "host": "a", "address": "10.0.0.1:9999", "service": "telemetry"},
         {"job": "kafka", "host": "a", "address": "10.0.0.1:9308"},
         # Redis of b has no exporter.
     ]

@@ -18,11 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 UTILS = ROOT / "plugins" / "plugin_utils"
 sys.path.insert(0, str(UTILS))
 
+from prime_spark_inventory.catalogue import catalogue  # noqa: E402
 from prime_spark_inventory.removals import removals, to_confirm  # noqa: E402
 
-(PLAY,) = yaml.safe_load((ROOT / "playbooks" / "leftovers.yml").read_text())
-LAST: list[str] = PLAY["vars"]["leftovers_last"]
-ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
+ROLES = sorted(catalogue())
+# In the order of the plays.
+ORDER = [role for role, entry in catalogue().items() if entry.has_group]
 # Ansible's filters that make a set of what they are given, and with it lose its order.
 UNORDERED = re.compile(r"\|\s*(intersect|difference|union|symmetric_difference)\b")
 # What may follow within the same expression, so that no order is left to lose.
@@ -31,21 +32,23 @@ COUNTED = re.compile(r"\|\s*(length|sort)\b")
 
 def in_order() -> list[str]:
     """Every role, as it leaves a host that is in no group any more."""
-    return removals({"one": ROLES}, {}, LAST, ["common"])["one"]
+    return removals({"one": ROLES}, {}, ORDER)["one"]
 
 
 def test_what_stands_on_something_else_goes_first() -> None:
     order = in_order()
-    assert order[-len(LAST) :] == LAST
     assert sorted(order) == [role for role in ROLES if role != "common"]
-    for role, needed in (("timescale", "docker"), ("monitoring", "docker"), ("api", "wireguard")):
-        assert order.index(role) < order.index(needed)
+    for role in order:
+        for needed in catalogue()[role].needs:
+            assert order.index(role) < order.index(needed.removesuffix("@host"))
+    # The way to the host may be through the VPN.
+    assert order[-1] == "wireguard"
 
 
 def test_only_roles_whose_group_the_host_left_go() -> None:
     recorded = {"one": ["common", "kafka", "redis"], "two": ["redis"], "three": []}
     groups = {"redis": ["two"], "kafka": ["one"]}
-    assert removals(recorded, groups, LAST, ["common"]) == {"one": ["redis"]}
+    assert removals(recorded, groups, ORDER) == {"one": ["redis"]}
 
 
 def test_the_order_is_the_same_with_every_hash_seed() -> None:
@@ -55,7 +58,7 @@ def test_the_order_is_the_same_with_every_hash_seed() -> None:
     )
     # The one file: with the package, every start would import Ansible.
     path = str(UTILS / "prime_spark_inventory")
-    asked = json.dumps([{"one": ROLES}, {}, LAST, ["common"]])
+    asked = json.dumps([{"one": ROLES}, {}, ORDER])
 
     def order(seed: int) -> str:
         done = subprocess.run(
@@ -102,8 +105,7 @@ def leave(
     """
     (tree / "playbooks").mkdir()
     shutil.copy(ROOT / "playbooks" / "leftovers.yml", tree / "playbooks")
-    for part in ("tasks", "vars"):
-        shutil.copytree(ROOT / "playbooks" / part, tree / "playbooks" / part)
+    shutil.copytree(ROOT / "playbooks" / "tasks", tree / "playbooks" / "tasks")
     (tree / "plugins").symlink_to(ROOT / "plugins")
     settings = (ROOT / "ansible.cfg").read_text().splitlines(keepends=True)
     (tree / "ansible.cfg").write_text("".join(s for s in settings if "vault" not in s))
@@ -184,7 +186,6 @@ def test_data_that_another_host_keeps_is_no_question() -> None:
 
 
 def test_the_roles_that_keep_data_are_those_that_a_purge_empties() -> None:
-    kept = yaml.safe_load((ROOT / "playbooks" / "vars" / "data.yml").read_text())["role_data"]
-    for role in kept:
+    for role in (role for role, entry in catalogue().items() if entry.data):
         specs = yaml.safe_load((ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text())
         assert f"{role}_purge" in specs["argument_specs"]["main"]["options"], role

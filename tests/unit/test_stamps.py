@@ -24,7 +24,7 @@ from prime_spark_inventory.stamps import Stamps, with_facts  # noqa: E402
 ROLES = sorted(p.name for p in (ROOT / "roles").iterdir() if (p / "meta").is_dir())
 # Imported by others, never played by itself.
 PLAYED = [role for role in ROLES if role != "python_service"]
-COPIED = ("roles", "plugins", "files/python_services")
+COPIED = ("roles", "plugins", "playbooks", "files/python_services")
 
 
 def options(role: str) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def test_every_file_that_makes_a_role_is_in_its_stamp(
 ) -> None:
     for name in COPIED:
         ignored = shutil.ignore_patterns("__pycache__", "tests", ".*")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored, symlinks=True)
     missed = []
 
     def changes(role: str, path: Path) -> None:
@@ -265,6 +265,7 @@ def test_every_file_that_makes_a_role_is_in_its_stamp(
 
     for role in PLAYED:
         below = sorted(p for p in (tmp_path / "roles" / role).rglob("*") if p.is_file())
+        below.remove(tmp_path / "roles" / role / "meta/fleet.yml")
         # One of each directory.
         for path in {p.parent: p for p in below}.values():
             changes(role, path)
@@ -281,3 +282,26 @@ def test_every_file_that_makes_a_role_is_in_its_stamp(
         for role in ("telemetry", "kafka", "timescale", "airflow", "cli"):
             changes(role, sorted(services.glob(pattern))[0])
     assert missed == []
+
+
+def test_of_the_catalogue_only_what_is_scraped_plays_roles(
+    tmp_path: Path, inventory: dict[str, Any]
+) -> None:
+    for name in COPIED:
+        ignored = shutil.ignore_patterns("__pycache__", "tests", ".*")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored, symlinks=True)
+    roles = ("monitoring", "wireguard", "cli")
+
+    def found(**changed: Any) -> dict[str, Any]:
+        path = tmp_path / "roles/cli/meta/fleet.yml"
+        path.write_text(yaml.safe_dump({"needs": ["wireguard@host", "api"], **changed}))
+        return {role: stamps_of(role, inventory, tmp_path) for role in roles}
+
+    before = found()
+    assert found(units=["a.service"], data=["/srv"]) == before
+    after = found(scrape=[{"job": "prime_spark", "endpoint": "cli"}])
+    assert [role for role in roles if after[role] != before[role]] == ["monitoring", "wireguard"]
+    # A host that joins the group is scraped, too.
+    inventory = copy.deepcopy(inventory)
+    inventory["groups"]["cli"] = inventory["groups"]["cli"][1:]
+    assert after["monitoring"] != stamps_of("monitoring", inventory, tmp_path)

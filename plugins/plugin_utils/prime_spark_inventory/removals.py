@@ -8,22 +8,18 @@ from collections.abc import Collection, Mapping, Sequence
 def removals(
     recorded: Mapping[str, Sequence[str]],
     groups: Mapping[str, Sequence[str]],
-    last: Sequence[str],
-    everywhere: Sequence[str],
+    order: Sequence[str],
 ) -> dict[str, list[str]]:
     """Host to the roles that it has and is no longer in the groups of, first to go first.
 
-    ``recorded`` is host to the roles that left records there. What is in ``last`` goes after all
-    others, in that order; roles of ``everywhere`` have no group and never leave.
+    ``recorded`` is host to the roles that left records there, ``order`` that of the plays: what
+    stands on something else goes before it. Roles that are not in ``order`` never leave.
     """
     found = {}
     for host, roles in recorded.items():
-        gone = sorted(
-            role for role in roles if role not in everywhere and host not in groups.get(role, [])
-        )
+        gone = [r for r in reversed(order) if r in roles and host not in groups.get(r, [])]
         if gone:
-            first = [role for role in gone if role not in last]
-            found[host] = first + [role for role in last if role in gone]
+            found[host] = gone
     return found
 
 

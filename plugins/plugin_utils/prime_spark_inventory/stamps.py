@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .catalogue import read
 from .endpoints import inputs_of
 
 WORD = re.compile(r"[A-Za-z_]\w*")
@@ -105,8 +106,12 @@ class References:
         return found
 
     def role_files(self, role: str) -> list[tuple[str, bytes]]:
-        """The files of a role and of the roles that it imports."""
-        found = [(f"{role}/{n}", c) for n, c in files_below(self.repository / "roles" / role)]
+        """The files of a role and of the roles that it imports, without the catalogue's."""
+        found = [
+            (f"{role}/{name}", content)
+            for name, content in files_below(self.repository / "roles" / role)
+            if name != "meta/fleet.yml"
+        ]
         text = b"\n".join(content for _, content in found).decode(errors="replace")
         if re.search(r"\b(import|include)_role\b", text):
             names = words(text) - {role}
@@ -153,6 +158,8 @@ class Stamps:
         # Callbacks decide what is shown, nothing else.
         plugins = sorted(p for p in (repository / "plugins").iterdir() if p.name != "callback")
         self.shared = [version, digest_of(*plugins)]
+        roles = read(repository).values()
+        self.scraped = [[entry.role, entry.scrape] for entry in roles if entry.scrape]
         services = repository / "files" / "python_services"
         self.services = digest_of(*(services / part for part in ("src", "locks", "dags")))
         self.project = (services / "pyproject.toml").read_text(encoding="utf-8")
@@ -173,10 +180,13 @@ class Stamps:
         values = [text for name in names for text in self.references.texts[name]]
         named = named.union(*(self.references.words[name] for name in names))
         foreign = self.references.foreign([*texts, *values])
+        scraped = self.scraped if "monitoring_targets" in named else []
+        named |= words(str(scraped))
         facts = {fact for text in [*texts, *values] for fact in FACT.findall(text)}
         shared = [
             *self.shared,
             [(name, hashlib.sha256(content).hexdigest()) for name, content in files],
+            scraped,
             {group: members for group, members in self.groups.items() if group in named},
             # Filters know the defaults of other roles.
             {name: sorted(self.references.texts[name]) for name in foreign},

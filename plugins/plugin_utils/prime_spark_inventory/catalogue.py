@@ -1,0 +1,179 @@
+"""What is known about each role: ``meta/fleet.yml``, and its play in ``playbooks/site.yml``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleError
+
+ROOT = Path(__file__).resolve().parents[3]
+# In C where there is one: the files of all roles are read at the start of every run.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+SITE = "playbooks/site.yml"
+# The unit that listens for containers.
+CONTAINERS = "docker.service"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A role as the fleet sees it. The fields with a default are the keys of ``meta/fleet.yml``.
+
+    ``role`` and ``groups``, whose hosts its play covers, are read of site.yml; ``credentials``,
+    whether it proves rotations, follows from the file ``tasks/credentials.yml``.
+    """
+
+    role: str
+    groups: list[str]
+    credentials: bool
+    # Roles that it needs in the fleet; `name@host`: on the same host.
+    needs: list[str] = field(default_factory=list)
+    # Whether one host at most may have it: others find it by its group.
+    single: bool = False
+    # Whether it is played on all of its hosts or on none.
+    together: bool = False
+    # What runs on a host. Instead of a list, a mapping: name to groups, of which the host has to be
+    # in one.
+    units: dict[str, list[str]] = field(default_factory=dict)
+    projects: dict[str, list[str]] = field(default_factory=dict)
+    # Its Python services, for rollback.yml.
+    services: list[str] = field(default_factory=list)
+    # `job`, the name of the `endpoint`, and the `group` that the host has to be in as well.
+    scrape: list[dict[str, str]] = field(default_factory=list)
+    # Paths, or the role's variables for them: what only a purge removes.
+    data: list[str] = field(default_factory=list)
+    data_note: str = ""
+
+    @property
+    def has_group(self) -> bool:
+        """Whether a group decides who gets the role; else every managed host does."""
+        return self.role in self.groups
+
+    @property
+    def listener(self) -> str:
+        """The unit whose process listens on the role's port; empty where nothing does."""
+        return CONTAINERS if self.projects else next(iter(self.units), "")
+
+
+def load(path: Path) -> Any:
+    """The content of a YAML file; nothing for a file that is not there."""
+    return yaml.load(path.read_bytes(), Loader=LOADER) if path.exists() else None
+
+
+def texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def per_group(value: Any) -> bool:
+    return texts(value) or (isinstance(value, dict) and all(map(texts, value.values())))
+
+
+def scraped(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, dict)
+        and {"job", "endpoint"} <= item.keys() <= {"job", "endpoint", "group"}
+        and texts(list(item.values()))
+        for item in value
+    )
+
+
+LIST = (texts, "a list of texts")
+FLAG = (lambda value: isinstance(value, bool), "true or false")
+PER_GROUP = (per_group, "a list of names, or a mapping of each to a list of groups")
+KEYS = {
+    "needs": LIST,
+    "single": FLAG,
+    "together": FLAG,
+    "units": PER_GROUP,
+    "projects": PER_GROUP,
+    "services": LIST,
+    "scrape": (scraped, "a list of mappings with job, endpoint and, where it is needed, group"),
+    "data": LIST,
+    "data_note": (lambda value: isinstance(value, str), "a text"),
+}
+
+
+def plays(root: Path) -> dict[str, list[str]]:
+    """Role to the groups of its play, in the order of the plays."""
+    return {
+        entry["role"]: play["hosts"].split(":")
+        for play in load(root / SITE)
+        for entry in play.get("roles", [])
+    }
+
+
+def read(root: Path) -> dict[str, Entry]:
+    """The entry of every role, in the order of the plays."""
+    found = {}
+    order = plays(root)
+    for path in sorted(root.glob("roles/*/meta/fleet.yml")):
+        if path.parents[1].name not in order:
+            raise AnsibleError(f"{path}: no play of {SITE} has this role")
+    for role, groups in order.items():
+        directory = root / "roles" / role
+        path = directory / "meta" / "fleet.yml"
+        content = load(path)
+        if not isinstance(content, dict):
+            raise AnsibleError(f"{path}: expected a mapping, as {SITE} has a play of this role")
+        for key, value in content.items():
+            if key not in KEYS:
+                raise AnsibleError(f"{path}: {key} is unknown, expected {', '.join(KEYS)}")
+            fits, expected = KEYS[key]
+            if not fits(value):
+                raise AnsibleError(f"{path}: {key} is {value!r}, expected {expected}")
+        for other in content.get("needs", []):
+            if other.removesuffix("@host") not in order:
+                raise AnsibleError(f"{path}: needs has {other}, which is no role of {SITE}")
+        for key in ("units", "projects"):
+            if isinstance(content.get(key), list):
+                content[key] = {name: [] for name in content[key]}
+        found[role] = Entry(role, groups, (directory / "tasks/credentials.yml").exists(), **content)
+    return found
+
+
+@cache
+def catalogue() -> dict[str, Entry]:
+    """The entries of this repository's roles."""
+    return read(ROOT)
+
+
+def prepared() -> list[str]:
+    """The groups whose hosts every run prepares."""
+    return next(entry.groups for entry in catalogue().values() if not entry.has_group)
+
+
+def of_groups(names: Collection[str], what: str) -> list[str]:
+    """Of the roles among a host's groups, ``what`` of ``Entry`` there is, in the order of plays.
+
+    ``roles`` are their names, ``credentials`` the names of those that prove rotations. The group
+    C(all) has every role.
+    """
+    found: list[str] = []
+    for role, entry in catalogue().items():
+        if role not in names and "all" not in names:
+            continue
+        if what == "roles":
+            found.append(role)
+        elif what == "credentials":
+            found += [role] * entry.credentials
+        elif what == "services":
+            found += entry.services
+        else:
+            parts: dict[str, list[str]] = {"units": entry.units, "projects": entry.projects}[what]
+            found += [name for name, groups in parts.items() if not groups or {*groups} & {*names}]
+    return found
+
+
+def data_of(role: str, values: Mapping[str, Any]) -> str:
+    """Where a role keeps data on a host with these variables, in words; empty where it has none."""
+    entry = catalogue()[role]
+    defaults = load(ROOT / "roles" / role / "defaults" / "main.yml") or {}
+    places = [
+        place if place.startswith("/") else str(values.get(place, defaults.get(place)))
+        for place in entry.data
+    ]
+    return ", ".join(places) + (f" ({entry.data_note})" if entry.data_note else "")

@@ -1,0 +1,224 @@
+"""The catalogue of roles: what its files may say, and that a new role needs nothing but its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.errors import AnsibleError
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "plugins" / "plugin_utils"))
+
+from prime_spark_inventory.catalogue import catalogue, data_of, of_groups, read  # noqa: E402
+from prime_spark_inventory.endpoints import defaults_of, role_of  # noqa: E402
+
+
+def test_what_a_role_needs_is_played_before_it() -> None:
+    order = list(catalogue())
+    wrong = [
+        f"{role} before {needed}"
+        for role, entry in catalogue().items()
+        for needed in (name.removesuffix("@host") for name in entry.needs)
+        if order.index(needed) > order.index(role)
+    ]
+    assert wrong == []
+
+
+def test_data_and_endpoints_are_those_of_the_role() -> None:
+    for role, entry in catalogue().items():
+        for place in entry.data:
+            assert place.startswith("/") or place in defaults_of(role), f"{role}: {place}"
+        for scraped in entry.scrape:
+            assert role_of(scraped["endpoint"]) == role
+
+
+def test_a_host_has_what_its_groups_say() -> None:
+    assert of_groups(["exporters", "redis"], "units") == []
+    assert of_groups(["exporters", "redis"], "projects") == ["redis", "exporters"]
+    assert of_groups(["kafka", "exporters"], "units") == ["prime-spark-kafka-exporter.service"]
+    assert of_groups(["telemetry", "wireguard", "edge"], "roles") == ["wireguard", "telemetry"]
+    assert of_groups(["telemetry", "kafka"], "credentials") == ["kafka"]
+    assert set(of_groups(["all"], "services")) > {"telemetry", "db"}
+    assert data_of("redis", {"redis_data_directory": "/srv"}) == "/srv"
+    assert data_of("airflow", {}).endswith("/airflow (its database stays in any case)")
+    assert data_of("cli", {}) == ""
+
+
+def test_the_documents_say_of_the_same_roles_that_they_keep_data() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    _, _, table = text.partition("| role | data that only a purge removes |")
+    rows = [row.split("|")[1:3] for row in table.partition("\n\n")[0].splitlines()[2:]]
+    written = {name for roles, data in rows if data.strip() for name in roles.strip().split(", ")}
+    assert written == {role for role, entry in catalogue().items() if entry.data}
+
+
+SITE = [{"hosts": "one:two", "roles": [{"role": "x", "tags": ["x"]}]}]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "expected a mapping, as playbooks/site.yml has a play of this role"),
+        ({"unit": ["a.service"]}, "unit is unknown, expected needs, single, "),
+        ({"units": "a.service"}, "units is 'a.service', expected a list of names, or a mapping"),
+        ({"projects": {"a": "one"}}, "projects is {'a': 'one'}, expected a list of names, or"),
+        ({"single": "yes"}, "single is 'yes', expected true or false"),
+        ({"needs": ["y@host"]}, "needs has y@host, which is no role of playbooks/site.yml"),
+        ({"scrape": [{"job": "node"}]}, "scrape is .*, expected a list of mappings with job, end"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(content: Any, said: str, tmp_path: Path) -> None:
+    (tmp_path / "playbooks").mkdir()
+    (tmp_path / "playbooks" / "site.yml").write_text(yaml.safe_dump(SITE))
+    meta = tmp_path / "roles" / "x" / "meta"
+    meta.mkdir(parents=True)
+    (meta / "fleet.yml").write_text("{units: [a.service]}")
+    assert read(tmp_path)["x"].groups == ["one", "two"]
+    (meta / "fleet.yml").write_text(yaml.safe_dump(content))
+    with pytest.raises(AnsibleError, match=f"roles/x/meta/fleet.yml: {said}"):
+        read(tmp_path)
+
+
+def test_a_role_that_no_play_has_is_named(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "playbooks", tmp_path / "playbooks", symlinks=True)
+    meta = tmp_path / "roles" / "alone" / "meta"
+    meta.mkdir(parents=True)
+    (meta / "fleet.yml").write_text("{}")
+    with pytest.raises(AnsibleError, match=r"alone/meta/fleet\.yml: no play of play"):
+        read(tmp_path)
+
+
+# --- a role that is new, in a copy of the repository ------------------------------------------
+
+TOY: dict[str, Any] = {
+    "tasks/main.yml": [{"ansible.builtin.debug": {"msg": "toy is {{ toy_state }}"}}],
+    "tasks/credentials.yml": [{"ansible.builtin.debug": {"msg": "{{ rotate_new }} was tried"}}],
+    "defaults/main.yml": {
+        "toy_state": "present",
+        "toy_purge": False,
+        "toy_port": 9999,
+        "toy_data_directory": "/srv/toy",
+    },
+    "meta/argument_specs.yml": {
+        "argument_specs": {
+            "main": {
+                "options": {
+                    "toy_state": {"type": "str", "choices": ["present", "absent"]},
+                    "toy_purge": {"type": "bool"},
+                    "toy_port": {"type": "int"},
+                    "toy_data_directory": {"type": "path"},
+                }
+            }
+        }
+    },
+    "meta/fleet.yml": {
+        "needs": ["wireguard@host"],
+        "units": ["toy.service"],
+        "scrape": [{"job": "prime_spark", "endpoint": "toy"}],
+        "data": ["toy_data_directory"],
+    },
+}
+PLAY = {"name": "Toy", "hosts": "toy", "roles": [{"role": "toy", "tags": ["toy"]}]}
+
+
+def run(tree: Path, inventory: dict[str, Any], *arguments: str) -> tuple[int, str]:
+    """Run playbooks of the copy on hosts that are this machine; exit status and output."""
+    variables = {"ansible_connection": "local", "ansible_become": False}
+    file = tree / f"{arguments[0].replace('/', '-')}.hosts.yml"
+    file.write_text(json.dumps({"all": {"vars": variables, "children": inventory}}))
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", file, *arguments],
+        cwd=tree,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(tree / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[tuple[int, str]]]]:
+    """A run on a wrong inventory, and one of what plays on hosts that have or had the role."""
+    tree = tmp_path_factory.mktemp("repository")
+    for name in ("roles", "plugins", "playbooks"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
+    settings = (ROOT / "ansible.cfg").read_text().splitlines(keepends=True)
+    (tree / "ansible.cfg").write_text("".join(s for s in settings if "vault" not in s))
+    for name, content in TOY.items():
+        path = tree / "roles" / "toy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+    with (tree / "playbooks" / "site.yml").open("a") as stream:
+        stream.write("\n" + yaml.safe_dump([PLAY]))
+    wrong = {
+        "managed": {"hosts": {"one": {"toy_prot": 1, "toy_state": "gone"}}},
+        "toy": {"hosts": {"one": {}}},
+    }
+    verify = yaml.safe_load((ROOT / "playbooks" / "verify.yml").read_text())[1]
+    looked_at = verify["tasks"][0]["host_health"]["units"]
+    targets = "{{ (groups | monitoring_targets(hostvars) | first).values() | join(' ') }}"
+    look = {
+        "hosts": "toy",
+        "gather_facts": False,
+        "tasks": [
+            {"ansible.builtin.debug": {"msg": f"looks at {looked_at}"}},
+            {"ansible.builtin.debug": {"msg": f"scrapes {targets}"}},
+        ],
+    }
+    (tree / "playbooks" / "look.yml").write_text(yaml.safe_dump([look]))
+    hosts: dict[str, Any] = {
+        "one": {"wireguard_address": "10.0.0.1", "vault_toy": "new", "vault_toy_previous": "old"},
+        # It had the role and is in the group no more.
+        "two": {"host_precheck": {"recorded": ["toy"]}},
+    }
+    right = {"managed": {"hosts": hosts}, "toy": {"hosts": {"one": {}}}}
+    played = ["playbooks/look.yml", "playbooks/rotate.yml", "playbooks/leftovers.yml"]
+    arguments = [
+        *(*played, "playbooks/remove.yml"),
+        # What begins each playbook: facts of this machine are asked for in other tests.
+        *("--skip-tags", "always", "--limit", "one,two"),
+        *("-e", "rotate_secret=vault_toy", "-e", "confirm_removal=toy", "-e", "role=toy"),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            "wrong": pool.submit(run, tree, wrong, "playbooks/validate.yml"),
+            "right": pool.submit(run, tree, right, *arguments),
+        }
+
+
+def test_a_new_role_is_validated(runs: dict[str, Future[tuple[int, str]]]) -> None:
+    status, said = runs["wrong"].result()
+    assert status == 2, said
+    assert [line for line in said.splitlines() if line.startswith("REFUSED")] == [
+        "REFUSED  one: is in the group toy, but not in wireguard, which that needs",
+        "REFUSED  one: toy_prot is not a variable of role toy; did you mean toy_port?",
+        "REFUSED  one: toy_state is 'gone', expected one of present, absent",
+    ], said
+
+
+def test_a_new_role_is_verified_scraped_rotated_and_removed(
+    runs: dict[str, Future[tuple[int, str]]],
+) -> None:
+    status, said = runs["right"].result()
+    assert status == 0, said
+    text = " ".join(said.split())
+    assert "looks at ['toy.service']" in text, said
+    assert "scrapes prime_spark one 10.0.0.1:9999 toy" in text, said
+    assert "ok: [one] => msg: new was tried" in text, said
+    removed = text.partition("PLAY [Leave what left the inventory]")[2].partition("PLAY [Guard]")
+    assert "ok: [two] => msg: toy is absent" in removed[0], said
+    assert "ok: [one] => msg: toy is absent" not in removed[0], said
+    assert "ok: [one] => msg: toy is absent" in removed[2], said
+    assert "toy left one; its data stays: /srv/toy; installed packages stay" in text, said
