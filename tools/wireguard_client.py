@@ -26,8 +26,10 @@ from ansible.template import Templar
 from ansible.vars.manager import VariableManager
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "plugins" / "module_utils")]
+PLUGINS = REPOSITORY / "plugins"
+sys.path[:0] = [str(REPOSITORY), str(PLUGINS / "module_utils"), str(PLUGINS / "plugin_utils")]
 
+from prime_spark_inventory.vpn import FIELDS, hubs  # noqa: E402
 from prime_spark_wireguard import generate_private_key, public_key_of  # noqa: E402
 
 from plugins.filter import wireguard as filters  # noqa: E402
@@ -63,9 +65,7 @@ class Inventory:
         names = [host.name for host in self.hosts.get_hosts("wireguard")]
         hostvars = {}
         for name in names:
-            values = {
-                field: self.of(name, field, default) for field, default in filters.FIELDS.items()
-            }
+            values = {field: self.of(name, field, default) for field, default in FIELDS.items()}
             hostvars[name] = values
         return dict(filters.wireguard_fleet(names, hostvars))
 
@@ -146,7 +146,7 @@ def make(inventory: Inventory, name: str, address: str, public_key: str) -> str:
             f"{inventory.path} has no host in the group wireguard, expected a hub to join "
             "(wireguard_role: hub) and its spokes"
         )
-    hub = str(filters.wireguard_hub(fleet))
+    hub = hubs(fleet)[0]
     network = str(inventory.of(hub, "wireguard_network"))
     known = entries(inventory)
     if any(entry["name"] == name for entry in known):

@@ -6,28 +6,22 @@ import base64
 import hashlib
 import hmac
 import ipaddress
-import re
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+
+# Ansible makes module_utils importable on hosts only, not for its own plugins.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+
+from prime_spark_inventory.vpn import address_problem, client_problems, hubs, members, problems
 
 DOCUMENTATION = r"""
 name: wireguard
 short_description: Peers and pair keys of a WireGuard hub and its spokes
 """
-
-CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{43}=")
-# What a host says about itself, with the value that it has when it says nothing.
-FIELDS = {
-    "wireguard_address": "",
-    "wireguard_endpoint": "",
-    "wireguard_lan": "",
-    "wireguard_lan_endpoint": "",
-    "wireguard_role": "spoke",
-    "wireguard_state": "present",
-}
 
 
 def wireguard_psk(seed: str, one: str, other: str) -> str:
@@ -42,52 +36,22 @@ def wireguard_psk(seed: str, one: str, other: str) -> str:
 
 def wireguard_fleet(names: list[str], hostvars: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """What the hosts of the VPN say about themselves; refuses a VPN that cannot work."""
-    fleet = {}
-    for name in sorted(names):
-        variables = hostvars[name]
-        entry = {}
-        for field, default in FIELDS.items():
-            entry[field.removeprefix("wireguard_")] = str(variables.get(field, default))
-        if entry["state"] == "absent":
-            continue
-        try:
-            entry["address"] = str(ipaddress.ip_address(entry["address"]))
-        except ValueError:
-            raise AnsibleFilterError(
-                f"{name}: wireguard_address is {entry['address']!r}, expected an address "
-                "like 10.90.8.3 without a prefix length"
-            ) from None
-        fleet[name] = entry
-    hubs = [name for name, entry in fleet.items() if entry["role"] == "hub"]
-    if fleet and len(hubs) != 1:
-        raise AnsibleFilterError(
-            f"wireguard_role: expected exactly one host to be the hub, got {hubs or 'none'}"
-        )
-    if hubs and len(fleet) > 1 and not (fleet[hubs[0]]["endpoint"]):
-        raise AnsibleFilterError(
-            f"{hubs[0]}: wireguard_endpoint is empty, expected the address and port by which the "
-            "world reaches the hub"
-        )
-    owners: dict[str, str] = {}
-    for name, entry in fleet.items():
-        other = owners.setdefault(entry["address"], name)
-        if other != name:
-            raise AnsibleFilterError(
-                f"wireguard_address {entry['address']} is that of {other} and of {name}"
-            )
+    fleet = members(names, hostvars)
+    for where, sentence in problems(fleet):
+        raise AnsibleFilterError(f"{where}: {sentence}")
     return fleet
 
 
-def wireguard_hub(fleet: Mapping[str, Mapping[str, str]]) -> str:
-    """The name of the hub."""
-    return next(name for name, entry in fleet.items() if entry["role"] == "hub")
+def wireguard_hub(groups: Mapping[str, list[str]], hostvars: Mapping[str, Any]) -> str:
+    """The name of the hub; empty where there is none."""
+    return next(iter(hubs(members(groups.get("wireguard", []), hostvars))), "")
 
 
 def wireguard_neighbours(fleet: Mapping[str, Mapping[str, str]], host: str) -> list[str]:
     """The hosts that are peers of this one: all others for the hub, the hub for a spoke."""
     if host not in fleet:
         return []
-    hub = wireguard_hub(fleet)
+    (hub,) = hubs(fleet)
     return [name for name in fleet if name != host] if host == hub else [hub]
 
 
@@ -100,37 +64,12 @@ def wireguard_clients(
     clients: list[Mapping[str, Any]], fleet: Mapping[str, Mapping[str, str]], network: str
 ) -> list[dict[str, str]]:
     """The devices that no playbook manages; refuses those that cannot work beside the fleet."""
-    whole = ipaddress.ip_network(network)
-    names, owners = set(fleet), {entry["address"]: name for name, entry in fleet.items()}
-    checked = []
-    for client in clients:
-        name = str(client.get("name", ""))
-        where = f"wireguard_clients: {name or client}"
-        if not CLIENT_NAME.fullmatch(name):
-            raise AnsibleFilterError(f"{where}: expected a name of letters, digits, - and _")
-        if name in names:
-            raise AnsibleFilterError(f"{where}: the name is that of a host or of another client")
-        given = str(client.get("address", ""))
-        try:
-            address = ipaddress.ip_address(given)
-        except ValueError:
-            raise AnsibleFilterError(
-                f"{where}: address is {given!r}, expected one like {whole.network_address + 100}"
-            ) from None
-        if address not in whole or address in (whole.network_address, whole.broadcast_address):
-            raise AnsibleFilterError(f"{where}: address is {given}, expected a host's in {network}")
-        other = owners.setdefault(str(address), name)
-        if other != name:
-            raise AnsibleFilterError(f"{where}: the address {given} is that of {other}")
-        key = str(client.get("public_key", ""))
-        if not PUBLIC_KEY.fullmatch(key):
-            raise AnsibleFilterError(
-                f"{where}: public_key is {key!r}, expected 44 characters of base64: "
-                f"`make wireguard-client NAME={name}` makes a key pair and enters it"
-            )
-        names.add(name)
-        checked.append({"name": name, "address": str(address), "public_key": key})
-    return checked
+    for sentence in client_problems(clients, fleet, ipaddress.ip_network(network)):
+        raise AnsibleFilterError(f"wireguard_clients: {sentence}")
+    return [
+        {name: str(client[name]) for name in ("name", "address", "public_key")}
+        for client in clients
+    ]
 
 
 def wireguard_peers(
@@ -147,12 +86,10 @@ def wireguard_peers(
         whole = ipaddress.ip_network(network)
     except ValueError as error:
         raise AnsibleFilterError(f"wireguard_network is {network!r}: {error}") from None
-    hub = wireguard_hub(fleet)
+    (hub,) = hubs(fleet)
     own = fleet[host]
-    if ipaddress.ip_address(own["address"]) not in whole:
-        raise AnsibleFilterError(
-            f"{host}: wireguard_address is {own['address']}, expected one within {network}"
-        )
+    if problem := address_problem("wireguard_address", own["address"], whole):
+        raise AnsibleFilterError(f"{host}: {problem}")
     peers = []
     for name in wireguard_neighbours(fleet, host):
         entry = fleet[name]
@@ -197,7 +134,7 @@ def wireguard_keys(
 
 def wireguard_hub_endpoint(fleet: Mapping[str, Mapping[str, str]], host: str) -> str:
     """Where a spoke finds the hub: inside where both stand at one site, else as the world does."""
-    hub = wireguard_hub(fleet)
+    (hub,) = hubs(fleet)
     entry, own = fleet[hub], fleet[host]
     if host == hub:
         return ""

@@ -22,6 +22,7 @@ HUB = {
     "wireguard_role": "hub",
     "wireguard_endpoint": "198.51.100.2:51820",
 }
+KEY = "k" * 43 + "="
 SPOKE = {"wireguard_network": "10.8.0.0/24", "wireguard_address": "10.8.0.3"}
 
 
@@ -79,6 +80,8 @@ def test_a_wrong_value_is_refused(values: dict[str, Any], sentence: str) -> None
     ("clients", "sentence"),
     [
         ([{"name": "phone", "address": "10.8.0.40"}], ""),
+        ([{"name": "my phone", "address": "10.8.0.40"}], "the name is 'my phone', expected let"),
+        ([{"name": "phone", "address": "10.8.0.40", "public_key": "x"}], "public_key of phone is"),
         ([{"name": "spoke", "address": "10.8.0.40"}], "spoke is the name of another peer"),
         ([{"name": "phone", "address": "10.8.0.3"}], "is 10.8.0.3, which spoke has"),
         (
@@ -94,7 +97,7 @@ def test_a_wrong_value_is_refused(values: dict[str, Any], sentence: str) -> None
 def test_devices_have_names_and_addresses_of_their_own(
     clients: list[dict[str, str]], sentence: str
 ) -> None:
-    found = refusals(hub={"wireguard_clients": clients})
+    found = refusals(hub={"wireguard_clients": [{"public_key": KEY} | c for c in clients]})
     assert len(found) == (1 if sentence else 0)
     assert sentence in "".join(found)
 

@@ -366,10 +366,13 @@ def test_both_ends_derive_the_same_key_and_no_two_pairs_share_one() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"hub": {"wireguard_role": "spoke"}}, "exactly one host to be the hub, got none"),
-        ({"far": {"wireguard_role": "hub"}}, "exactly one host"),
+        ({"hub": {"wireguard_role": "spoke"}}, "the hubs .* are none, expected exactly one"),
+        ({"far": {"wireguard_role": "hub"}}, "the hubs .* are far, hub, expected exactly one"),
         ({"far": {"wireguard_address": "10.90.8.300"}}, "far: wireguard_address"),
-        ({"far": {"wireguard_address": "10.90.8.3"}}, "is that of far and of near"),
+        (
+            {"far": {"wireguard_address": "10.90.8.3"}},
+            "far, near: wireguard_address is 10",
+        ),
         ({"hub": {"wireguard_endpoint": ""}}, "hub: wireguard_endpoint is empty"),
         ({"other": {}}, "other: wireguard_address is ''"),
     ],
@@ -480,15 +483,15 @@ def test_only_the_hub_knows_a_client() -> None:
 @pytest.mark.parametrize(
     ("clients", "sentence"),
     [
-        ([phone(name="far")], "phone|far: the name is that of a host"),
-        ([phone(), phone(address="10.90.8.101")], "phone: the name is that of"),
-        ([phone(), phone(name="tablet")], "tablet: the address 10.90.8.100 is that of phone"),
-        ([phone(address="10.90.8.11")], "the address 10.90.8.11 is that of far"),
-        ([phone(address="10.90.9.1")], "expected a host's in 10.90.8.0/24"),
-        ([phone(address="10.90.8.255")], "expected a host's in 10.90.8.0/24"),
-        ([phone(address="near")], "expected one like 10.90.8.100"),
+        ([phone(name="far")], "far is the name of another peer"),
+        ([phone(), phone(address="10.90.8.101")], "phone is the name of another peer"),
+        ([phone(), phone(name="tablet")], "the address of tablet is 10.90.8.100, which phone has"),
+        ([phone(address="10.90.8.11")], "the address of phone is 10.90.8.11, which far has"),
+        ([phone(address="10.90.9.1")], "expected one within wireguard_network 10.90.8.0/24"),
+        ([phone(address="10.90.8.255")], "wireguard_network 10.90.8.0/24 keeps for itself"),
+        ([phone(address="near")], "is 'near', expected an address like 10.8.0.3"),
         ([phone(public_key="")], "make wireguard-client NAME=phone"),
-        ([phone(name="my phone")], "expected a name of letters"),
+        ([phone(name="my phone")], "the name is 'my phone', expected letters"),
     ],
 )
 def test_a_client_that_cannot_work_is_refused(clients: Any, sentence: str) -> None:

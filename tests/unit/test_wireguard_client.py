@@ -86,7 +86,7 @@ def test_clients_are_added_one_by_one(tool: Any, inventory: Any) -> None:
     assert entries[1]["public_key"] == own
     with pytest.raises(tool.ClientError, match="phone is a client already"):
         tool.make(inventory, "phone", "", "")
-    with pytest.raises(Exception, match=r"10\.90\.8\.50 is that of tablet"):
+    with pytest.raises(Exception, match=r"is 10\.90\.8\.50, which tablet has"):
         tool.make(inventory, "watch", "10.90.8.50", "")
 
 

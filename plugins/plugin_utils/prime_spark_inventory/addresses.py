@@ -5,30 +5,24 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from .fleet import Fleet
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+from .vpn import (
+    Address,
+    Network,
+    address,
+    client_problems,
+    hubs,
+    members,
+    network,
+    owners,
+    problems,
+)
 
 # As the services take it, in prime_spark/events.py.
 DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 ENDPOINT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d+)$")
-
-
-def network(text: Any) -> Network | None:
-    try:
-        return ipaddress.ip_network(str(text))
-    except ValueError:
-        return None
-
-
-def address(text: Any) -> Address | None:
-    try:
-        return ipaddress.ip_address(str(text))
-    except ValueError:
-        return None
 
 
 def networks(fleet: Fleet, host: str, name: str, entries: list[Any]) -> Iterator[Network]:
@@ -42,26 +36,6 @@ def networks(fleet: Fleet, host: str, name: str, entries: list[Any]) -> Iterator
             )
 
 
-def owners(pairs: list[tuple[Any, str]]) -> Iterator[tuple[Any, list[str]]]:
-    """Values that more than one host claims, with the hosts."""
-    found: dict[Any, list[str]] = {}
-    for value, host in pairs:
-        found.setdefault(value, []).append(host)
-    yield from ((value, hosts) for value, hosts in found.items() if len(hosts) > 1)
-
-
-def address_problem(name: str, given: Any, vpn: Network | None) -> str:
-    """Why a VPN address cannot be one; empty where it can."""
-    own = address(given)
-    if own is None:
-        return f"{name} is {given!r}, expected an address like 10.8.0.3 without a length"
-    if vpn is not None and own not in vpn:
-        return f"{name} is {own}, expected one within wireguard_network {vpn}"
-    if vpn is not None and vpn.num_addresses > 2 and own in (vpn[0], vpn[-1]):
-        return f"{name} is {own}, which wireguard_network {vpn} keeps for itself"
-    return ""
-
-
 def check_vpn(fleet: Fleet) -> None:
     """One network, one hub with an endpoint, an address of its own for each host and device."""
     hosts = fleet.of("wireguard")
@@ -71,9 +45,6 @@ def check_vpn(fleet: Fleet) -> None:
         given = values.get("wireguard_network")
         for found in networks(fleet, host, "wireguard_network", [given] if given else []):
             ranges[host] = found
-        own = values.get("wireguard_address")
-        if own and (problem := address_problem("wireguard_address", own, ranges.get(host))):
-            fleet.refuse(host, problem)
         for name in ("wireguard_endpoint", "wireguard_lan_endpoint"):
             text = values.get(name)
             match = ENDPOINT.match(str(text)) if text else None
@@ -84,41 +55,16 @@ def check_vpn(fleet: Fleet) -> None:
         fleet.refuse(
             "wireguard", f"wireguard_network differs between hosts ({listed}), expected one"
         )
-    claimed = [(fleet.values[h].get("wireguard_address"), h) for h in hosts]
-    for value, names in owners([pair for pair in claimed if pair[0]]):
-        fleet.refuse(
-            ", ".join(names), f"wireguard_address is {value} on each, expected one of its own"
-        )
-    check_hubs(fleet, hosts, ranges)
+    vpn = members(hosts, fleet.values)
+    for where, sentence in problems(vpn):
+        # What is not there at all is refused as a required input.
+        if vpn.get(where, {"address": where})["address"]:
+            fleet.refuse(where, sentence)
+    for hub in hubs(vpn):
+        clients = fleet.values[hub].get("wireguard_clients") or []
+        for sentence in client_problems(clients, vpn, ranges.get(hub)):
+            fleet.refuse(hub, f"wireguard_clients: {sentence}")
     check_overlaps(fleet, set(ranges.values()))
-
-
-def check_hubs(fleet: Fleet, hosts: list[str], ranges: Mapping[str, Network]) -> None:
-    """One hub, which the others can reach, and the devices that it lets in."""
-    hubs = [host for host in hosts if fleet.values[host].get("wireguard_role") == "hub"]
-    if hosts and len(hubs) != 1:
-        given = ", ".join(hubs) or "none"
-        fleet.refuse(
-            "wireguard", f"the hubs (wireguard_role: hub) are {given}, expected exactly one"
-        )
-    for hub in hubs:
-        if len(hosts) > 1 and not fleet.values[hub].get("wireguard_endpoint"):
-            fleet.refuse(
-                hub,
-                "wireguard_endpoint is empty, expected the address and port by which the other "
-                "hosts reach this hub, such as 198.51.100.2:51820",
-            )
-        taken = {fleet.values[host].get("wireguard_address"): host for host in hosts}
-        for client in fleet.values[hub].get("wireguard_clients") or []:
-            name, given = str(client.get("name")), client.get("address")
-            problem = address_problem(f"the address of {name}", given, ranges.get(hub))
-            if not problem and given in taken:
-                problem = f"the address of {name} is {given}, which {taken[given]} has"
-            if not problem and name in taken.values():
-                problem = f"{name} is the name of another peer, expected one of its own"
-            if problem:
-                fleet.refuse(hub, f"wireguard_clients: {problem}")
-            taken.setdefault(given, name)
 
 
 def within(place: Network | Address, found: Network) -> bool:
