@@ -142,7 +142,7 @@ def run(tree: Path, inventory: dict[str, Any], *arguments: str) -> tuple[int, st
         env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CONFIG": str(tree / "ansible.cfg")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -81,9 +81,10 @@ class References:
         self.filters: dict[str, str] = {}
         for path in sorted((repository / "plugins" / "filter").glob("*.py")):
             text = path.read_text(encoding="utf-8")
+            names = FILTER.findall(text)
             for module in IMPORTED.findall(text):
                 text += Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
-            self.filters.update(dict.fromkeys(FILTER.findall(text), text))
+            self.filters.update(dict.fromkeys(names, text))
         # Every text that a name may stand for, on any host.
         self.texts: dict[str, set[str]] = {}
         for values in [*raw.values(), *defaults.values()]:
