@@ -18,13 +18,20 @@ from lab.topology import HOSTS, LAN, ROUTER_OUTSIDE
 from plugins.module_utils import prime_spark_wireguard as wireguard
 from tests.faults import vpn
 from tests.fleet import fleet
-from tests.fleet.fleet import connect, members, other_address, probe, shell, vpn_address
+from tests.fleet.fleet import (
+    connect,
+    members,
+    other_address,
+    probe,
+    setting,
+    shell,
+    vpn_address,
+)
 
 pytestmark = pytest.mark.timeout(600)
 
 SSH_PORT = 22
 WIREGUARD_PORT = 51820
-COLLECTOR_PORT = 9101
 EVERY_PORT = [[1, 65535]]
 # That no host and no peer has: it only makes a key known.
 UNUSED_ADDRESS = "198.18.0.1/32"
@@ -157,9 +164,17 @@ def test_only_prometheus_reaches_the_exporters() -> None:
     """They answer more than metrics: profiles, and probes of whatever address they are given."""
     (monitoring,) = members("monitoring")
     other = next(n for n in members("wireguard") if n not in {monitoring, vpn.hub()})
-    asked = [f"{vpn_address(n)}:9100" for n in members("node_exporter") if n != other]
-    asked += [f"{vpn_address(n)}:9121" for n in members("redis")]
-    asked += [f"{vpn_address(n)}:9187" for n in members("timescale")]
+    exporters = {
+        "node_exporter": ("node_exporter", "node_exporter_port"),
+        "redis": ("exporters", "exporters_redis_port"),
+        "timescale": ("exporters", "exporters_postgres_port"),
+    }
+    asked = [
+        f"{vpn_address(name)}:{setting(name, role, port)}"
+        for group, (role, port) in exporters.items()
+        for name in members(group)
+        if name != other
+    ]
     assert set(probe(connect(monitoring), "tcp_connect", *asked).values()) == {"open"}
     assert "open" not in probe(connect(other), "tcp_connect", *asked).values()
 
@@ -245,7 +260,10 @@ def test_with_its_vpn_down_an_edge_host_is_out_of_reach(
     name: str, known_ports: list[list[int]]
 ) -> None:
     prober = stranger()
-    services = [f"{vpn_address(name)}:{port}" for port in (SSH_PORT, COLLECTOR_PORT)]
+    services = [
+        f"{vpn_address(name)}:{port}"
+        for port in (SSH_PORT, setting(name, "telemetry", "telemetry_port"))
+    ]
     before = probe(connect(prober), "tcp_connect", *services)
     assert set(before.values()) == {"open"}, before
     shell(connect(name), "systemctl stop wg-quick@wg0")

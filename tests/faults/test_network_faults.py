@@ -10,7 +10,7 @@ import pytest
 from tests.faults import site
 from tests.faults.delivery import INTERVAL, Delivery
 from tests.fleet import fleet
-from tests.fleet.fleet import connect, members, shell, variables
+from tests.fleet.fleet import connect, members, setting, shell, variables
 
 # How long a host is away. The short form spans three samples.
 CUT_SECONDS = 120.0 if fleet.FULL else 3 * INTERVAL
@@ -57,7 +57,7 @@ def test_verify_names_a_target_that_prometheus_does_not_reach() -> None:
     """Everything runs on its host, so that nothing else would tell."""
     name = next(n for n in members("node_exporter") if n not in {HUB, MONITORING})
     table = "inet fleet_test"
-    rule = "tcp dport 9100 drop"
+    rule = f"tcp dport {setting(name, 'node_exporter', 'node_exporter_port')} drop"
     chain = "{ type filter hook input priority -300; }"
     try:
         shell(connect(name), f"nft 'add table {table}; add chain {table} input {chain}'")

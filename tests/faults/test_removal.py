@@ -11,7 +11,7 @@ from tests.check.record import compare, play
 from tests.faults import site
 from tests.faults.overlay import inventory
 from tests.fleet import fleet
-from tests.fleet.fleet import connect, members, query, shell, wait_until
+from tests.fleet.fleet import connect, members, query, setting, shell, wait_until
 
 (KAFKA,) = members("kafka")
 (REDIS,) = members("redis")
@@ -92,7 +92,7 @@ def redis_leaves() -> Iterator[None]:
 
 
 def test_a_compose_project_leaves_and_comes_back_to_its_data(redis_leaves: None) -> None:
-    directory = "/var/lib/prime-spark/redis"
+    directory = setting(REDIS, "redis", "redis_data_directory")
     data = shell(connect(REDIS), 'find "$1" -name "*.aof" -size +0 | sort', directory)
     assert data
     guarded = ["-e", "role=redis", "--limit", REDIS]

@@ -74,7 +74,8 @@ def test_redis_has_the_newest_sample_of_every_device() -> None:
     limit = timedelta(seconds=INTERVAL + UNDERWAY)
 
     def hashes() -> dict[str, dict[str, str]]:
-        return dict(probe(connect(name), "redis_hashes"))
+        data = setting(name, "redis", "redis_data_directory")
+        return dict(probe(connect(name), "redis_hashes", data))
 
     def fresh(found: dict[str, dict[str, str]]) -> bool:
         now = datetime.now(UTC)

@@ -187,8 +187,11 @@ def test_nobody_gets_in_without_a_password(service: str) -> None:
 @on("managed")
 def test_the_packages_own_exporter_never_runs(host: Host) -> None:
     assert shell(host, "systemctl is-enabled prometheus-node-exporter || true") == "masked"
-    listening = shell(host, "ss -H -l -t -n 'sport = :9100' | awk '{print $4}'").split()
-    assert listening == [f"{vpn_address(fleet.name_of(host))}:9100"]
+    name = fleet.name_of(host)
+    ours = setting(name, "node_exporter", "node_exporter_port")
+    for port, listening in ((9100, []), (ours, [f"{vpn_address(name)}:{ours}"])):
+        look = f"ss -H -l -t -n 'sport = :{port}' | awk '{{print $4}}'"
+        assert shell(host, look).split() == listening
 
 
 def test_the_heartbeat_arrives_at_the_dead_man_receiver() -> None:

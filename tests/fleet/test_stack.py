@@ -108,7 +108,8 @@ def test_containers_are_limited_and_restarted(host: Host, project: str) -> None:
 def test_nothing_but_ssh_listens_outside_vpn_and_loopback(host: Host) -> None:
     own = vpn_address(name_of(host))
     listening = shell(host, "ss -H -l -t -n | awk '{print $4}'").split()
-    assert f"{own}:9101" in listening  # the collector: so the list is no empty one
+    # The collector: so the list is no empty one.
+    assert f"{own}:{setting(name_of(host), 'telemetry', 'telemetry_port')}" in listening
     outside = set()
     for entry in listening:
         address, _, port = entry.rpartition(":")
@@ -144,7 +145,8 @@ def test_a_neighbour_cannot_reach_a_vpn_address_around_the_vpn(target: str, neig
     """Linux answers for an address on every interface, and Docker forwards from everywhere."""
     address, gateway = vpn_address(target), other_address(target)
     ports = [setting(target, p, PORTS[p]) for p in PROJECTS if target in members(p)]
-    targets = [f"{address}:{port}" for port in [*ports, SSH_PORT, 9101]]
+    ports += [SSH_PORT, setting(target, "telemetry", "telemetry_port")]
+    targets = [f"{address}:{port}" for port in ports]
     host = connect(neighbour)
     shell(host, 'ip route add "$1/32" via "$2"', address, gateway)
     try:

@@ -361,8 +361,8 @@ CASES = [
     ),
     Case(
         "a port twice",
-        on("control-pc-1", api_port=6379),
-        "control-pc-1: api_port and redis_port are both 6379, expected two ports",
+        on("control-pc-1", api_port=16379),
+        "control-pc-1: api_port and redis_port are both 16379, expected two ports",
     ),
     Case(
         "less memory than quotas",

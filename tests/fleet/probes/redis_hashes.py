@@ -1,16 +1,17 @@
 """The newest samples in Redis: {key: {field: value}}, read from what Redis has written to disk.
 
-None of its users may read them yet, so a copy of the data is loaded by a second server without a
-network, which is removed again.
+Argument: the directory of its data. None of its users may read them yet, so a copy of the data is
+loaded by a second server without a network, which is removed again.
 """
 
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
-DATA = Path("/var/lib/prime-spark/redis")
+DATA = Path(sys.argv[1])
 LUA = """
 local found = {}
 for _, key in ipairs(redis.call('keys', 'metrics:*')) do
