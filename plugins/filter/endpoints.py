@@ -9,7 +9,7 @@ from typing import Any
 # Ansible makes module_utils importable on hosts only, not for its own plugins.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
 
-from prime_spark_inventory.endpoints import endpoint, endpoint_on, endpoints
+from prime_spark_inventory.endpoints import container_networks, endpoint, endpoint_on, endpoints
 
 
 class FilterModule:
@@ -17,6 +17,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         return {
+            "container_networks": container_networks,
             "endpoint": endpoint,
             "endpoint_on": endpoint_on,
             "endpoints": endpoints,

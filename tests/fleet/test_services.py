@@ -164,10 +164,12 @@ def test_credentials_are_files_of_root_and_reach_the_service_by_systemd(
 
 @each_service
 def test_health_and_metrics_answer_on_the_vpn_address_only(host: Host, service: Service) -> None:
+    """The metrics answer Prometheus and the host itself, no other peer."""
     name = name_of(host)
     port = setting(name, service.group, service.port)
     inside = f"http://{vpn_address(name)}:{port}"
-    peer = next(n for n in members("wireguard") if n != name)
+    readers = {name, *members("monitoring")}
+    peer = next(n for n in members("wireguard") if n not in readers)
 
     def answers() -> dict[str, Any]:
         return dict(probe(connect(peer), "http_get", f"{inside}/health", f"{inside}/metrics"))
@@ -176,13 +178,15 @@ def test_health_and_metrics_answer_on_the_vpn_address_only(host: Host, service: 
         f"{service.name} on {name} is well",
         answers,
         30,
-        lambda found: {answer.get("status") for answer in found.values()} == {200},
+        lambda found: found[f"{inside}/health"].get("status") == 200,
     )
+    assert seen[f"{inside}/metrics"]["status"] == 403
     health = json.loads(seen[f"{inside}/health"]["body"])
     assert (health["service"], health["status"]) == (service.name, "ok")
     assert set(health["components"]) >= COMPONENTS[service.name]
-    metrics = seen[f"{inside}/metrics"]["body"]
-    assert re.search(r"^\w+(\{.*\})? \d", metrics, re.MULTILINE)
+    for reader in sorted(readers):
+        metrics = probe(connect(reader), "http_get", f"{inside}/metrics")[f"{inside}/metrics"]
+        assert re.search(r"^\w+(\{.*\})? \d", metrics.get("body", ""), re.MULTILINE), reader
 
     outside = [f"http://{address}:{port}/health" for address in ("127.0.0.1", other_address(name))]
     refused = probe(host, "http_get", *outside)

@@ -60,6 +60,12 @@ def test_an_unknown_service_is_named(service: str) -> None:
         filters.endpoints(GROUPS, service, HOSTVARS)
 
 
+def test_the_container_networks_are_those_of_the_role_docker() -> None:
+    hosts = {"a": {}, "b": {"docker_address_pools": [{"base": "10.7.0.0/16", "size": 24}]}}
+    assert filters.container_networks("a", hosts) == ["172.30.0.0/16", "172.17.0.0/16"]
+    assert filters.container_networks("b", hosts) == ["10.7.0.0/16", "172.17.0.0/16"]
+
+
 def test_no_role_types_the_port_of_another() -> None:
     """Within a container, on its loopback, ports are the image's own."""
     ports = default_ports()

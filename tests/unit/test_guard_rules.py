@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jinja2
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "roles" / "wireguard" / "templates" / "guard" / "vpn-guard.nft.j2"
@@ -191,9 +190,3 @@ def test_a_member_holds_so_many_connections_to_a_port(spaces: tuple[int, int]) -
     finally:
         server.kill()
         server.wait()
-
-
-def test_the_container_networks_are_those_of_the_role_docker() -> None:
-    default = yaml.safe_load((ROOT / "roles" / "docker" / "defaults" / "main.yml").read_text())
-    (base,) = [pool["base"] for pool in default["docker_address_pools"]]
-    assert f"[{{'base': '{base}'}}]" in (ROOT / "roles/wireguard/vars/main.yml").read_text()

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from ansible.errors import AnsibleFilterError
 
+# Docker's first bridge keeps Docker's default where it was there before the pools were configured.
+FIRST_BRIDGE = "172.17.0.0/16"
 ROLES = Path(__file__).resolve().parents[3] / "roles"
 
 
@@ -71,3 +73,10 @@ def endpoint(
     found = endpoints(groups, service, hostvars)
     port = defaults_of(role_of(service))[f"{service}_port"]
     return found[0] if found else {"host": "", "address": "", "port": port, "server": ""}
+
+
+def container_networks(host: str, hostvars: Mapping[str, Any]) -> list[str]:
+    """The networks of a host's containers."""
+    name = "docker_address_pools"
+    pools = hostvars[host].get(name, defaults_of("docker")[name])
+    return [*(pool["base"] for pool in pools), FIRST_BRIDGE]

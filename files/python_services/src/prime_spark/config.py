@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import ipaddress
 import os
 import re
 import sys
@@ -76,14 +77,27 @@ class DatabaseConfig(Config, frozen=True):
 
 
 class HttpConfig(Config, frozen=True):
-    """Where /health and /metrics are served. Never a wildcard: the VPN address or loopback."""
+    """Where /health and /metrics are served. Never a wildcard: the VPN address or loopback.
+
+    /health is for everybody there, /metrics for the host itself and for `metrics_readers`.
+    """
 
     host: NonEmpty
     port: Port
+    metrics_readers: tuple[NonEmpty, ...] = ()  # addresses and networks
 
     def __post_init__(self) -> None:
         if self.host in {"0.0.0.0", "::", "*"}:  # noqa: S104 (refused here, not used)
             raise ValueError("host must be the VPN address or loopback, not every address")
+        for reader in self.metrics_readers:
+            ipaddress.ip_network(reader)  # raises ValueError, which names it
+
+    def may_read_metrics(self, client: str) -> bool:
+        """Whether /metrics is for the client with this address."""
+        address = ipaddress.ip_address(client)
+        return client == self.host or any(
+            address in ipaddress.ip_network(reader) for reader in self.metrics_readers
+        )
 
 
 def read_credential(name: str) -> str:

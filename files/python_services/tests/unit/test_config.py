@@ -74,6 +74,7 @@ def test_defaults() -> None:
         ("buffer.max_bytes", 10, "$.buffer.max_bytes"),
         ("http.host", "0.0.0.0", "host must be the VPN address or loopback"),
         ("http.port", 70000, "$.http.port"),
+        ("http.metrics_readers", ["prometheus"], "'prometheus' does not appear to be an IPv4"),
         ("log_level", "verbose", "$.log_level"),
     ],
 )

@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter
 
+from prime_spark.config import HttpConfig
 from prime_spark.runtime import asgi
 from prime_spark.runtime.backoff import Backoff
 from prime_spark.runtime.health import Health
@@ -100,19 +101,26 @@ def test_health() -> None:
     assert health.status == "ok"
 
 
-def exchange(requests: list[bytes]) -> list[bytes]:
-    """Send each request on a connection of its own; return the raw answers."""
+def free_port() -> int:
+    with listening_socket("127.0.0.1", 0) as listener:
+        return int(listener.getsockname()[1])
+
+
+def exchange(
+    requests: list[bytes], source: str = "127.0.0.1", readers: tuple[str, ...] = ()
+) -> list[bytes]:
+    """Send each request on a connection of its own from `source`; return the raw answers."""
     registry = CollectorRegistry()
     Counter("things", "Things", registry=registry).inc(3)
 
     async def go() -> list[bytes]:
         answers = []
-        listener = listening_socket("127.0.0.1", 0)
-        port = listener.getsockname()[1]
-        listener.close()
-        async with StatusServer(Health("x"), registry).listening("127.0.0.1", port):
+        http = HttpConfig(host="127.0.0.1", port=free_port(), metrics_readers=readers)
+        async with StatusServer(Health("x"), registry, http).listening():
             for request in requests:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                reader, writer = await asyncio.open_connection(
+                    http.host, http.port, local_addr=(source, 0)
+                )
                 writer.write(request)
                 answers.append(await asyncio.wait_for(reader.read(), 10))
                 writer.close()
@@ -141,6 +149,19 @@ def test_status_server() -> None:
     assert b"Allow: GET" in answers[3]
 
 
+def test_the_status_server_shows_metrics_to_their_readers_only() -> None:
+    asked = [b"GET /metrics HTTP/1.1\r\n\r\n", b"GET /health HTTP/1.1\r\n\r\n"]
+    for source, readers, wanted in (
+        ("127.0.0.2", (), [b"403", b"200"]),
+        ("127.0.0.2", ("127.0.0.3", "127.0.1.0/24"), [b"403", b"200"]),
+        ("127.0.0.2", ("127.0.0.3", "127.0.0.2"), [b"200", b"200"]),
+        ("127.0.0.2", ("127.0.0.0/24",), [b"200", b"200"]),
+    ):
+        answers = exchange(asked, source, readers)
+        assert [answer.split(b" ", 2)[1] for answer in answers] == wanted
+        assert (b"things_total" in answers[0]) == (wanted[0] == b"200")
+
+
 def test_status_server_hangs_up_on_the_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prime_spark.runtime.http._TIMEOUT_SECONDS", 0.05)
     assert exchange([b"GET /health HTTP/1.1\r\n"]) == [b""]
@@ -150,12 +171,10 @@ def test_status_server_ends_the_oldest_of_too_many(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("prime_spark.runtime.http._MAX_CONNECTIONS", 5)
 
     async def go() -> None:
-        listener = listening_socket("127.0.0.1", 0)
-        port = listener.getsockname()[1]
-        listener.close()
-        async with StatusServer(Health("x"), CollectorRegistry()).listening("127.0.0.1", port):
-            idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        http = HttpConfig(host="127.0.0.1", port=free_port())
+        async with StatusServer(Health("x"), CollectorRegistry(), http).listening():
+            idle = [await asyncio.open_connection(http.host, http.port) for _ in range(20)]
+            reader, writer = await asyncio.open_connection(http.host, http.port)
             writer.write(b"GET /health HTTP/1.1\r\n\r\n")
             assert (await reader.read()).startswith(b"HTTP/1.1 200")
             async with asyncio.timeout(4):  # long before the silent are hung up on

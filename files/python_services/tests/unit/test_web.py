@@ -33,7 +33,7 @@ def agent(tmp_path: Path) -> Iterator[int]:
     config = tmp_path / "config.json"
     settings = {
         "name": "agent-1",
-        "http": {"host": "127.0.0.1", "port": port},
+        "http": {"host": "127.0.0.1", "port": port, "metrics_readers": ["127.0.0.3"]},
         "callers": {"dispatcher": {"credential": "agent_token"}},
         "state": str(tmp_path / "tasks.sqlite"),
         "nas": {"directory": str(tmp_path / "nas")},
@@ -62,8 +62,10 @@ def agent(tmp_path: Path) -> Iterator[int]:
             process.wait()
 
 
-def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+def get(port: int, path: str, method: str = "GET", source: str = "127.0.0.1") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", port, timeout=30, source_address=(source, 0)
+    )
     connection.request(method, path)
     answer = connection.getresponse()
     body = answer.read().decode()
@@ -104,6 +106,13 @@ def test_health_metrics_and_nothing_more(agent: int) -> None:
         and 'endpoint="/health"' in line
     ]  # fmt: skip
     assert {"1.0", "2.5", "10.0", "+Inf"} <= set(buckets)
+
+
+def test_metrics_are_for_their_readers_only(agent: int) -> None:
+    for source, wanted in (("127.0.0.1", 200), ("127.0.0.2", 403), ("127.0.0.3", 200)):
+        status, text = get(agent, "/metrics", source=source)
+        assert (status, "fastapi_requests_total" in text) == (wanted, wanted == 200)
+        assert get(agent, "/health", source=source)[0] == 200
 
 
 def raw(port: int, request: bytes) -> list[int]:

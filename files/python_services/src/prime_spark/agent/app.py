@@ -10,6 +10,7 @@ from prime_spark.agent.auth import Callers
 from prime_spark.agent.errors import BusyError, ConflictError
 from prime_spark.agent.executor import Executor
 from prime_spark.agent.metrics import AgentMetrics
+from prime_spark.config import HttpConfig
 from prime_spark.runtime.asgi import create_app
 from prime_spark.runtime.health import Health
 from prime_spark.tasks.protocol import ExecuteRequest
@@ -25,9 +26,10 @@ def agent_app(
     metrics: AgentMetrics,
     max_request_bytes: int,
     registry: CollectorRegistry,
+    http: HttpConfig,
 ) -> FastAPI:
     """Return the application: POST /api/execute, /health and /metrics."""
-    app = create_app("Prime Spark agent", health, registry)
+    app = create_app("Prime Spark agent", health, http, registry)
 
     @app.post("/api/execute")
     async def execute(request: Request) -> Response:

@@ -95,6 +95,7 @@ class Agent:
             metrics=metrics,
             max_request_bytes=config.limits.max_request_bytes,
             registry=REGISTRY,
+            http=config.http,
         )
         for name in self._components():
             self._health.expect(name, essential=False, detail="not looked at yet")

@@ -15,6 +15,8 @@ from prime_spark.api.dependencies import Services
 from prime_spark.api.middleware import Large, Middleware
 from prime_spark.api.routers import auth, health, llm, memory, tasks
 from prime_spark.api.settings import LimitsConfig
+from prime_spark.config import HttpConfig
+from prime_spark.runtime.asgi import metrics_router
 
 _DESCRIPTION = """The HTTP API of the Prime Spark fleet.
 
@@ -36,6 +38,7 @@ def create_app(
     services: Services,
     limits: LimitsConfig,
     registry: CollectorRegistry,
+    http: HttpConfig,
     *,
     documentation: bool = False,
 ) -> Middleware:
@@ -57,7 +60,7 @@ def create_app(
         auth.router,
         llm.router,
         tasks.router,
-        health.metrics_router(registry),
+        metrics_router(registry, http),
         *([docs.router] if documentation else []),
     ):
         app.router.routes.extend(router.routes)

@@ -96,7 +96,9 @@ async def _serve(config: ApiConfig, users: Users, tokens: AccessTokens, service:
         watch=watch,
         request_log=request_log,
     )
-    app = create_app(services, config.limits, REGISTRY, documentation=config.documentation)
+    app = create_app(
+        services, config.limits, REGISTRY, config.http, documentation=config.documentation
+    )
     await publisher.start()
     try:
         # One that fails ends all: without the sessions, say, revoked tokens would still be taken.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
+from prime_spark.config import HttpConfig
 from prime_spark.deadman.watch import MessageError, is_heartbeat
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.http import Answer, StatusServer
@@ -27,18 +28,19 @@ class HeartbeatServer(StatusServer):
         self,
         health: Health,
         registry: CollectorRegistry,
+        http: HttpConfig,
         *,
         token: str,
         alert: str,
         on_heartbeat: Callable[[], None],
     ) -> None:
-        super().__init__(health, registry)
+        super().__init__(health, registry, http)
         self._token = f"Bearer {token}".encode()
         self._alert = alert
         self._on_heartbeat = on_heartbeat
         self._routes["/ready"] = lambda: _plain(200, "ready")
 
-    async def _answer(self, reader: asyncio.StreamReader) -> tuple[Answer, bool]:
+    async def _answer(self, reader: asyncio.StreamReader, client: str) -> tuple[Answer, bool]:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
@@ -48,7 +50,7 @@ class HeartbeatServer(StatusServer):
         again = asyncio.StreamReader()
         again.feed_data(head)
         again.feed_eof()
-        return await super()._answer(again)
+        return await super()._answer(again, client)
 
     async def _heartbeat(self, head: bytes, reader: asyncio.StreamReader) -> Answer:
         headers = _headers(head)

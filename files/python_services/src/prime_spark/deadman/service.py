@@ -80,6 +80,7 @@ class DeadmanService:
         self._server = HeartbeatServer(
             self._health,
             registry,
+            config.http,
             token=read_credential(config.credential),
             alert=config.alert,
             on_heartbeat=self._heard,
@@ -91,12 +92,11 @@ class DeadmanService:
 
     async def run(self, service: Service) -> None:
         """Run until told to stop."""
-        http = self._config.http
         if not self._ways:
             _log.warning("no channel is configured: an alarm shows in /health and /metrics only")
         await self._save()
         async with (
-            self._server.listening(http.host, http.port),
+            self._server.listening(),
             asyncio.TaskGroup() as tasks,
         ):
             tasks.create_task(self._look(service))

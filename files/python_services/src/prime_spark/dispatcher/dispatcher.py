@@ -72,10 +72,9 @@ class Dispatcher:
 
     async def run(self, service: Service) -> None:
         """Run until told to stop. Tasks under way stay with their agents, for the next one."""
-        server = StatusServer(self._health, self._registry)
-        http = self._config.http
+        server = StatusServer(self._health, self._registry, self._config.http)
         backoff = Backoff(first=0.2, limit=5.0)
-        async with server.listening(http.host, http.port):
+        async with server.listening():
             service.ready("dispatching")
             try:
                 while not service.stop.is_set():

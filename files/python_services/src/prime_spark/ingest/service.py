@@ -89,9 +89,8 @@ class Ingest:
 
     async def run(self, service: Service) -> None:
         """Run until told to stop; what is stored by then is committed."""
-        server = StatusServer(self._health, REGISTRY)
-        http = self._config.http
-        async with server.listening(http.host, http.port), asyncio.TaskGroup() as tasks:
+        server = StatusServer(self._health, REGISTRY, self._config.http)
+        async with server.listening(), asyncio.TaskGroup() as tasks:
             tasks.create_task(self._main_loop(service))
             tasks.create_task(self._watch_kafka(service))
             service.ready("ingesting")

@@ -48,9 +48,8 @@ class KafkaExporter:
 
     async def run(self, service: Service) -> None:
         """Run until told to stop."""
-        http = self._config.http
-        server = StatusServer(self._health, self._registry)
-        async with server.listening(http.host, http.port):
+        server = StatusServer(self._health, self._registry, self._config.http)
+        async with server.listening():
             service.ready(f"looking every {self._config.interval_seconds:g} s")
             while True:
                 service.beat("looking")

@@ -12,14 +12,14 @@ from functools import cache
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from prime_spark import __version__
 from prime_spark.config import Config, HttpConfig, LogLevel
 from prime_spark.runtime.health import Health
-from prime_spark.runtime.http import QUEUED_CONNECTIONS, listening_socket
+from prime_spark.runtime.http import METRICS_REFUSED, QUEUED_CONNECTIONS, listening_socket
 from prime_spark.runtime.http_protocol import LimitedProtocol
 from prime_spark.runtime.service import Service
 
@@ -120,7 +120,23 @@ class RequestMetrics:
             self._metrics.count(method_of(scope), endpoint_of(scope), status, seconds)
 
 
-def create_app(title: str, health: Health, registry: CollectorRegistry = REGISTRY) -> FastAPI:
+def metrics_router(registry: CollectorRegistry, http: HttpConfig) -> APIRouter:
+    """Return /metrics, for Prometheus: not part of any documented API."""
+    router = APIRouter()
+
+    @router.get("/metrics", include_in_schema=False)
+    async def read_metrics(request: Request) -> Response:
+        """Return the metrics in Prometheus' text format."""
+        if request.client is None or not http.may_read_metrics(request.client.host):
+            return Response(METRICS_REFUSED, 403, media_type="text/plain")
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def create_app(
+    title: str, health: Health, http: HttpConfig, registry: CollectorRegistry = REGISTRY
+) -> FastAPI:
     """Return an application with /health, /metrics and the request metrics.
 
     No documentation: its pages load scripts from elsewhere, and only our own services ask here.
@@ -134,11 +150,7 @@ def create_app(title: str, health: Health, registry: CollectorRegistry = REGISTR
         status, body = health.response()
         return Response(body, status, media_type="application/json")
 
-    @app.get("/metrics", include_in_schema=False)
-    async def read_metrics() -> Response:
-        """Return the metrics in Prometheus' text format."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
+    app.include_router(metrics_router(registry, http))
     return app
 
 

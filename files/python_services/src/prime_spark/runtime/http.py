@@ -20,6 +20,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from prime_spark.config import HttpConfig
 from prime_spark.runtime.health import Health
 
 _log = structlog.get_logger(__name__)
@@ -36,6 +37,8 @@ _IP_FREEBIND = 15  # Linux; not in the socket module
 for _collector in (GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR):
     REGISTRY.unregister(_collector)
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+METRICS_REFUSED = "metrics are for Prometheus and for this host"
 
 Answer = tuple[int, str, bytes]
 
@@ -68,7 +71,8 @@ class StatusServer:
     A connection lasts a few seconds at most, and less where too many come: then the oldest ends.
     """
 
-    def __init__(self, health: Health, registry: CollectorRegistry) -> None:
+    def __init__(self, health: Health, registry: CollectorRegistry, http: HttpConfig) -> None:
+        self._http = http
         self._routes: dict[str, Callable[[], Answer]] = {
             "/health": lambda: _health_answer(health),
             "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(registry)),
@@ -76,8 +80,9 @@ class StatusServer:
         self._connections: dict[asyncio.StreamWriter, None] = {}  # the oldest first
 
     @contextlib.asynccontextmanager
-    async def listening(self, host: str, port: int) -> AsyncIterator[None]:
-        """Serve on host:port for as long as the context lasts."""
+    async def listening(self) -> AsyncIterator[None]:
+        """Serve for as long as the context lasts."""
+        host, port = self._http.host, self._http.port
         listener = listening_socket(host, port)
         server = await asyncio.start_server(self._handle, sock=listener, limit=_MAX_HEAD_BYTES)
         listener.listen(QUEUED_CONNECTIONS)  # asyncio has made the queue shorter
@@ -96,7 +101,8 @@ class StatusServer:
         writer.transport.set_write_buffer_limits(0)  # `drain` is to wait for all of the answer
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
-                answer, with_body = await self._answer(reader)
+                client = str(writer.get_extra_info("peername")[0])
+                answer, with_body = await self._answer(reader, client)
                 writer.write(_encode(answer, with_body=with_body))
                 await writer.drain()
         except TimeoutError:
@@ -107,7 +113,7 @@ class StatusServer:
             self._connections.pop(writer, None)
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader) -> tuple[Answer, bool]:
+    async def _answer(self, reader: asyncio.StreamReader, client: str) -> tuple[Answer, bool]:
         """Read one request head; return the answer and whether its body is sent."""
         try:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -117,11 +123,14 @@ class StatusServer:
         if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
             return _plain(400, "not an HTTP/1 request"), True
         method, target, _ = parts
-        route = self._routes.get(target.split("?", 1)[0])
+        path = target.split("?", 1)[0]
+        route = self._routes.get(path)
         if route is None:
             return _plain(404, "only /health and /metrics are here"), method != "HEAD"
         if method not in {"GET", "HEAD"}:
             return _plain(405, "only GET is allowed"), True
+        if path == "/metrics" and not self._http.may_read_metrics(client):
+            return _plain(403, METRICS_REFUSED), method == "GET"
         return route(), method == "GET"
 
 

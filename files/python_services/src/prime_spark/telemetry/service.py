@@ -77,9 +77,8 @@ class TelemetryService:
     async def run(self, service: Service) -> None:
         """Run until told to stop; what could not be shipped stays in the buffer."""
         sampled_out = asyncio.Event()
-        server = StatusServer(self._health, self._registry)
-        http = self._config.http
-        async with server.listening(http.host, http.port), asyncio.TaskGroup() as tasks:
+        server = StatusServer(self._health, self._registry, self._config.http)
+        async with server.listening(), asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sample(service, sampled_out))
             tasks.create_task(self._sender.run(service, sampled_out))
             tasks.create_task(self._flush(service))

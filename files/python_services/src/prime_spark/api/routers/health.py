@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import Field
 
 from prime_spark import __version__
@@ -71,15 +69,3 @@ async def detailed(request: Request) -> DetailedHealth:
         status="ok" if states == {"ok"} else "degraded",
         subsystems=subsystems,
     )
-
-
-def metrics_router(registry: CollectorRegistry) -> APIRouter:
-    """Return /metrics, for Prometheus: not part of the documented API."""
-    metrics = APIRouter()
-
-    @metrics.get("/metrics", include_in_schema=False)
-    async def read_metrics() -> Response:
-        """Return the metrics in Prometheus' text format."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-    return metrics
