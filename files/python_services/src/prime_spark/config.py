@@ -137,7 +137,7 @@ def decode_config(data: bytes | str, config_type: type[T], source: str = "config
     try:
         return msgspec.json.decode(data, type=config_type)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {error}{_suggestion(str(error), config_type)}") from None
+        raise ConfigError(f"{source}: {error}{suggestion(str(error), config_type)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: not valid JSON: {error}") from None
 
@@ -220,7 +220,7 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _suggestion(message: str, config_type: type[Config]) -> str:
+def suggestion(message: str, config_type: type[Config]) -> str:
     """Return ' (did you mean ...?)' for the message about an unknown key, or nothing."""
     found = re.search(r"unknown field `([^`]*)`", message)
     if not found:

@@ -1,0 +1,1 @@
+"""The web hook: signed deliveries start playbook runs."""

@@ -1,0 +1,103 @@
+"""prime-spark-hook: the commands that need no service."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from prime_spark.config import fail
+from prime_spark.hook.rules import Rules, RulesError, ValueRefusedError, load_rules
+from prime_spark.hook.signatures import events_of
+
+_EPILOG = """\
+a recorded delivery is JSON:
+  {"source": "github", "headers": {"X-GitHub-Event": "push"}, "body": {"ref": "refs/heads/main"}}
+
+exit status: 0 yes, 1 the delivery starts nothing, 2 wrong usage, rules or configuration
+"""
+
+
+class Recorded(msgspec.Struct, forbid_unknown_fields=True):
+    """A delivery as somebody has kept it."""
+
+    source: str
+    headers: dict[str, str]
+    body: msgspec.Raw
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry point."""
+    arguments = _parser().parse_args(argv)
+    status: int = arguments.run(arguments)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prime-spark-hook",
+        description="Start playbook runs from signed web hooks.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    check = commands.add_parser("check-rules", help="validate a file of rules")
+    check.add_argument("rules", type=Path)
+    check.set_defaults(run=_check_rules)
+    test = commands.add_parser("test-rule", help="show what a recorded delivery would start")
+    test.add_argument("rules", type=Path)
+    test.add_argument("--delivery", type=Path, required=True, metavar="FILE")
+    test.set_defaults(run=_test_rule)
+    return parser
+
+
+def _rules(path: Path) -> Rules:
+    try:
+        return load_rules(path)
+    except RulesError as error:
+        fail(str(error))
+
+
+def _check_rules(arguments: argparse.Namespace) -> int:
+    rules = _rules(arguments.rules)
+    sys.stdout.write(f"{arguments.rules}: ok, {len(rules.rules)} rules\n")
+    return 0
+
+
+def _test_rule(arguments: argparse.Namespace) -> int:
+    rules = _rules(arguments.rules)
+    path: Path = arguments.delivery
+    try:
+        recorded = msgspec.json.decode(path.read_bytes(), type=Recorded)
+    except (OSError, msgspec.MsgspecError) as error:
+        fail(f"{path}: {error}")
+    source = rules.source(recorded.source)
+    if source is None:
+        fail(f"{path}: source {recorded.source!r} is none of the rules' sources")
+    headers = {name.lower(): value for name, value in recorded.headers.items()}
+    try:
+        events = events_of(source.kind, bytes(recorded.body))
+    except ValueError as error:
+        fail(f"{path}: body: {error}")
+    starts = False
+    for event in events:
+        answer: dict[str, object]
+        try:
+            job = rules.job(source.name, headers, event.body)
+        except ValueRefusedError as error:
+            answer = {"starts": None, "refused": str(error)}
+        else:
+            if job is None:
+                misses = rules.misses(source.name, headers, event.body)
+                answer = {"starts": None, "because": misses}
+            else:
+                starts = True
+                command = ["ansible-playbook", *job.arguments()]
+                answer = {"starts": job.rule, "command": command, "variables": job.variables}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode() + "\n")
+    if not events:
+        sys.stdout.write("nothing fires in this notification\n")
+    return 0 if starts else 1

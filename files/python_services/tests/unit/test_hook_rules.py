@@ -1,0 +1,319 @@
+"""The hook's rules: what they take, what they refuse and in which words, what they start."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hook_deliveries import FOLDER, body_of, lowered, recorded
+from prime_spark.hook.cli import main
+from prime_spark.hook.rules import Job, Rules, RulesError, ValueRefusedError, load_rules, read_rules
+
+DOCUMENT: dict[str, Any] = {
+    "sources": [
+        {"name": "github", "kind": "github", "secrets": ["hook_github", "hook_github_next"]},
+        {"name": "alertmanager", "kind": "alertmanager", "secrets": ["hook_alerts"]},
+        {"name": "standard_webhooks", "kind": "standard_webhooks", "secrets": ["hook_releases"]},
+    ],
+    "playbooks": ["site.yml", "playbooks/verify.yml"],
+    "rules": [
+        {
+            "name": "deploy-api",
+            "source": "github",
+            "match": {
+                "headers": {"X-GitHub-Event": {"equals": "push"}},
+                "body": {
+                    "ref": {"glob": "refs/heads/*"},
+                    "repository.full_name": {"in": ["example/fleet"]},
+                    "deleted": {"equals": False},
+                    "commits.0.id": {"pattern": "[0-9a-f]{40}"},
+                },
+            },
+            "run": {"playbook": "site.yml", "tags": ["api"], "limit": "control-pc-1"},
+        },
+        {
+            "name": "mend",
+            "source": "alertmanager",
+            "match": {"body": {"labels.alertname": {"equals": "ServiceDown"}}},
+            "run": {
+                "playbook": "playbooks/verify.yml",
+                "priority": "high",
+                "limit": {"field": "labels.host", "enum": ["control-pc-1", "spark-agent-1"]},
+            },
+            "remediation": {"cooldown_seconds": 600},
+        },
+        {
+            "name": "release",
+            "source": "standard_webhooks",
+            "run": {
+                "playbook": "site.yml",
+                "check": True,
+                "variables": {"origin": "release"},
+                "from_body": {
+                    "version": {"field": "data.version", "pattern": r"\d+(\.\d+)*"},
+                    "replicas": {"field": "data.replicas", "integer": {"min": 1, "max": 4}},
+                    "channel": {"field": "data.channel", "enum": ["stable", "beta"]},
+                },
+            },
+        },
+    ],
+}
+
+
+def rules(document: Any = DOCUMENT) -> Rules:
+    return read_rules(yaml.safe_dump(document), "rules.yml")
+
+
+RULES = rules()
+
+
+def decide(kind: str, body: Any = None, **headers: str) -> Job | None:
+    given_headers = lowered(recorded(kind)["headers"]) | headers
+    return RULES.job(kind, given_headers, body_of(kind) if body is None else body)
+
+
+def test_a_delivery_becomes_what_its_rule_says_and_nothing_else() -> None:
+    job = decide("github")
+    assert job is not None
+    assert job.arguments() == ["--tags", "api", "--limit", "control-pc-1", "site.yml"]
+    assert (job.rule, job.variables, job.priority, job.check) == ("deploy-api", {}, "normal", False)
+    alert = decide("alertmanager", body_of("alertmanager")["alerts"][0])
+    assert alert is not None
+    assert (alert.limit, alert.priority) == ("control-pc-1", "high")
+    release = decide("standard_webhooks")
+    assert release is not None
+    assert release.arguments() == ["--check", "--diff", "site.yml"]
+    assert release.variables == {
+        "origin": "release",
+        "version": "1.4.2",
+        "replicas": 3,
+        "channel": "stable",
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ref": "refs/tags/v1"},
+        {"ref": ["refs/heads/main"]},
+        {"ref": None},
+        {"repository": {"full_name": "example/fleet2"}},
+        {"repository": "example/fleet"},
+        {"deleted": True},
+        {"deleted": 0},
+        {"deleted": "false"},
+        {"commits": []},
+        {"commits": [{"id": "9d2f1c7e5a3b48d0c6e7f8091a2b3c4d5e6f7081\n"}]},
+        {"commits": [{"id": "x9d2f1c7e5a3b48d0c6e7f8091a2b3c4d5e6f7081"}]},
+    ],
+)
+def test_a_field_that_is_not_as_wanted_starts_nothing(change: dict[str, Any]) -> None:
+    assert decide("github", body_of("github") | change) is None
+
+
+def test_a_header_that_is_not_as_wanted_starts_nothing() -> None:
+    assert decide("github", **{"x-github-event": "ping"}) is None
+
+
+def test_a_rule_is_for_its_source_and_the_first_that_matches_counts() -> None:
+    document = deepcopy(DOCUMENT)
+    second = deepcopy(document["rules"][0]) | {"name": "second"}
+    document["rules"].append(second)
+    headers = lowered(recorded("github")["headers"])
+    job = rules(document).job("github", headers, body_of("github"))
+    assert job is not None
+    assert job.rule == "deploy-api"
+    # Of another source, it is the only rule of that source which looks at it.
+    with pytest.raises(ValueRefusedError, match="rule release"):
+        rules().job("standard_webhooks", headers, body_of("github"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", "1.4.2; reboot"),
+        ("version", "1.4.2\n"),
+        ("version", "1" * 101),
+        ("version", 1),
+        ("version", None),
+        ("replicas", 0),
+        ("replicas", 5),
+        ("replicas", True),
+        ("replicas", "3"),
+        ("replicas", 3.0),
+        ("replicas", 10**40),
+        ("channel", "stable "),
+        ("channel", {"stable": 1}),
+        ("channel", ["stable"]),
+    ],
+)
+def test_a_value_that_is_not_of_its_type_is_refused(field: str, value: Any) -> None:
+    body = body_of("standard_webhooks")
+    body["data"][field] = value
+    with pytest.raises(ValueRefusedError, match=f"field data.{field} is not what rule release"):
+        decide("standard_webhooks", body)
+
+
+def test_a_host_that_the_rule_does_not_name_is_refused() -> None:
+    alert = body_of("alertmanager")["alerts"][0]
+    alert["labels"]["host"] = "all"
+    with pytest.raises(ValueRefusedError):
+        decide("alertmanager", alert)
+
+
+@pytest.mark.parametrize("opening", ["{{ 1 }}", "{% raw %}", "{# x #}"])
+def test_no_template_comes_out_of_a_body(opening: str) -> None:
+    document = deepcopy(DOCUMENT)
+    document["rules"][2]["run"]["from_body"] = {"version": {"field": "version", "pattern": ".*"}}
+    with pytest.raises(ValueRefusedError):
+        rules(document).job("standard_webhooks", {}, {"version": f"a{opening}"})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(body=st.dictionaries(st.sampled_from(["data", "ref", "labels"]), JSON), value=JSON)
+def test_whatever_the_body_only_values_of_the_stated_types_come_out(body: Any, value: Any) -> None:
+    body = {**body, "data": {"version": value, "replicas": value, "channel": value}}
+    with pytest.raises(ValueRefusedError):
+        decide("standard_webhooks", body)
+    assert decide("github", body) is None
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def broken(path: str, value: Any) -> str:
+    """Return the error for the document with `value` at `path`; ... takes the key away."""
+    document: Any = deepcopy(DOCUMENT)
+    *parents, last = path.split("/")
+    target = document
+    for key in parents:
+        target = target[int(key)] if key.isdigit() else target[key]
+    key = int(last) if last.isdigit() else last
+    if value is ...:
+        del target[key]
+    else:
+        target[key] = value
+    with pytest.raises(RulesError) as error:
+        rules(document)
+    return str(error.value)
+
+
+BROKEN = {
+    "rules/0/run/playbok": ("site.yml", "unknown field `playbok` (did you mean `playbook`?)"),
+    "rules/0/run/playbook": ("sit.yml", "run.playbook: 'sit.yml' is none of site.yml, playbooks"),
+    "rules/0/source": ("githb", "source: 'githb' is none of github, "),
+    "rules/0/match/body/ref": ({"glb": "x"}, "match.body.ref: Object contains unknown field `glb`"),
+    "rules/0/match/headers/X": ({}, "match.headers.X: expected exactly one of equals, in, glob"),
+    "rules/0/match/body/deleted": ({"pattern": "("}, "deleted: pattern '(' is no regular expressi"),
+    "rules/0/run/timeout_seconds": (0, "run.timeout_seconds: Expected `float` > 0"),
+    "rules/0/run/priority": ("hgh", "expected one of high, normal, low (did you mean 'high'?)"),
+    "rules/0/run/limit": ("@hosts", "run.limit: Expected `str` matching"),
+    "rules/0/run/tags": (["--become"], "run.tags[0]: Expected `str` matching"),
+    "rules/0/run/from_body": (
+        {"ansible_connection": {"field": "a", "enum": ["b"]}},
+        "ansible_connection would change how Ansible works",
+    ),
+}
+
+
+@pytest.mark.parametrize("path", BROKEN)
+def test_an_error_names_file_rule_key_and_what_is_expected(path: str) -> None:
+    value, said = BROKEN[path]
+    message = broken(path, value)
+    assert message.startswith("rules.yml: rule 'deploy-api', ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("rules/1/run/limit", {"field": "a", "pattern": ".*"}, "only as enum"),
+        ("rules/2/run/from_body/origin", {"field": "a", "enum": ["b"]}, "is one of variables, too"),
+        ("rules/2/run/from_body/replicas/integer/max", 0, "min is greater than max"),
+        ("rules/2/run/from_body/limit", {"field": "a", "enum": ["b"]}, "expected run.limit"),
+        ("rules/2/run/from_body/channel/pattern", "x", "exactly one of enum, pattern, integer"),
+        ("rules/1/name", "release", "two with the name 'release'"),
+        ("sources/0/secrets", ["a", "b", "c"], "source 'github', secrets: Expected `array` of"),
+        ("sources/0/kind", "githb", "(did you mean 'github'?)"),
+        ("playbooks", ..., "the file: Object missing required field `playbooks`"),
+        ("playbooks/0", "../site.yml", "playbooks[0]: Expected `str` matching"),
+    ],
+)
+def test_what_cannot_work_is_refused(path: str, value: Any, said: str) -> None:
+    assert said in broken(path, value)
+
+
+@pytest.mark.parametrize("text", ["{{ lookup('file', '/etc/shadow') }}", "{% if x %}", "{#"])
+@pytest.mark.parametrize("path", ["rules/2/run/variables/origin", "rules/0/match/body/{{x}}"])
+def test_templates_are_refused_anywhere(path: str, text: str) -> None:
+    value = text if "variables" in path else {"equals": "plain"}
+    assert "is not allowed: expected plain text" in broken(path, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sources: [", "no valid YAML"),
+        ("sources: []\nsources: []", "a second key 'sources'"),
+        ("sources: &a []\nrules: *a", "aliases are not allowed"),
+        ("[" * 500, "no valid YAML"),
+        ("!!python/object/apply:os.system [true]", "no valid YAML"),
+    ],
+)
+def test_yaml_has_no_surprises(text: str, said: str) -> None:
+    with pytest.raises(RulesError, match=said):
+        read_rules(text, "rules.yml")
+
+
+# --- the commands -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "rules.yml"
+    path.write_text(yaml.safe_dump(DOCUMENT))
+    return path
+
+
+def test_check_rules(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-rules", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: ok, 3 rules\n"
+    assert load_rules(file) == rules()
+    file.write_text("rules: []")
+    with pytest.raises(SystemExit, match="2"):
+        main(["check-rules", str(file)])
+    assert capsys.readouterr().err.startswith(f"error: {file}: ")
+
+
+def test_test_rule_shows_what_a_delivery_would_start(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def test_rule(delivery: Path) -> tuple[int, dict[str, Any]]:
+        status = main(["test-rule", str(file), "--delivery", str(delivery)])
+        return status, json.loads(capsys.readouterr().out)
+
+    status, shown = test_rule(FOLDER / "github.json")
+    assert (status, shown["starts"]) == (0, "deploy-api")
+    assert shown["command"][:3] == ["ansible-playbook", "--tags", "api"]
+    assert test_rule(FOLDER / "alertmanager.json")[1]["starts"] == "mend"
+    assert test_rule(FOLDER / "standard_webhooks.json")[1]["variables"]["replicas"] == 3
+    other = recorded("github")
+    other["body"]["ref"] = "refs/tags/v1"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    status, shown = test_rule(tmp_path / "other.json")
+    assert (status, shown["starts"]) == (1, None)
+    assert shown["because"]["deploy-api"] == "field ref does not match"
+    assert shown["because"]["mend"] == "is for source alertmanager"
