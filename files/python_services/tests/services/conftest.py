@@ -28,6 +28,7 @@ from support import Command, create_database, create_role, database_config  # no
 # The files that take longest, the longest first: a worker that begins with one of them last keeps
 # all others waiting.
 LONGEST = (
+    "test_hook",
     "test_ingest_faults",
     "test_ingest_fuzz",
     "test_hostile_http",

@@ -1,24 +1,36 @@
-"""prime-spark-hook: the commands that need no service."""
+"""prime-spark-hook: the service, and the commands beside it."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from prime_spark.config import fail
+from prime_spark.config import (
+    ConfigError,
+    argument_parser,
+    config_from_arguments,
+    fail,
+    load_config,
+)
+from prime_spark.hook import service
 from prime_spark.hook.rules import Rules, RulesError, ValueRefusedError, load_rules
+from prime_spark.hook.settings import HookConfig
 from prime_spark.hook.signatures import events_of
 
 _EPILOG = """\
 a recorded delivery is JSON:
   {"source": "github", "headers": {"X-GitHub-Event": "push"}, "body": {"ref": "refs/heads/main"}}
 
-exit status: 0 yes, 1 the delivery starts nothing, 2 wrong usage, rules or configuration
+exit status: 0 yes, 1 the delivery starts nothing or the run has ended, 2 wrong usage, rules or
+configuration
 """
+
+_CONFIG = Path("/etc/prime-spark/hook/config.json")
 
 
 class Recorded(msgspec.Struct, forbid_unknown_fields=True):
@@ -31,9 +43,35 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0].startswith("-"):
+        return _serve(argv)
     arguments = _parser().parse_args(argv)
     status: int = arguments.run(arguments)
     return status
+
+
+def _serve(argv: Sequence[str]) -> int:
+    parser = argument_parser(
+        "prime-spark-hook",
+        "Start playbook runs from signed web hooks. `prime-spark-hook COMMAND --help` is about "
+        "the commands: runs, cancel, check-rules, test-rule.",
+    )
+    arguments = parser.parse_args(argv)
+    rules = _rules(Path(_config(arguments.config).rules))
+    if arguments.check_config and "CREDENTIALS_DIRECTORY" in os.environ:
+        try:
+            service.secrets_of(rules)
+        except ConfigError as error:
+            fail(str(error))
+    return service.run(config_from_arguments(arguments, HookConfig), rules)
+
+
+def _config(path: Path) -> HookConfig:
+    try:
+        return load_config(path, HookConfig)
+    except ConfigError as error:
+        fail(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +89,43 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument("rules", type=Path)
     test.add_argument("--delivery", type=Path, required=True, metavar="FILE")
     test.set_defaults(run=_test_rule)
+    runs = commands.add_parser("runs", help="list the newest runs, a line of JSON each")
+    runs.add_argument("--config", type=Path, default=_CONFIG)
+    runs.add_argument("--number", type=int, default=20)
+    runs.set_defaults(run=_runs)
+    cancel = commands.add_parser("cancel", help="end a run that waits or has begun")
+    cancel.add_argument("id", type=int)
+    cancel.add_argument("--config", type=Path, default=_CONFIG)
+    cancel.set_defaults(run=_cancel)
+    one = commands.add_parser("run-one", help="the process of one run; started by the service")
+    one.add_argument("directory", type=Path)
+    one.set_defaults(run=_run_one)
     return parser
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    queue = service.open_queue(_config(arguments.config))
+    for run in queue.newest(arguments.number):
+        line = {**msgspec.to_builtins(run), "deliveries": queue.deliveries(run.id)}
+        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+    return 0
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    queue = service.open_queue(_config(arguments.config))
+    if queue.cancel(arguments.id):
+        return 0
+    run = queue.get(arguments.id)
+    state = "is not known" if run is None else f"has ended: {run.state}"
+    sys.stderr.write(f"run {arguments.id} {state}\n")
+    return 1
+
+
+def _run_one(arguments: argparse.Namespace) -> int:
+    # Only this process needs ansible-runner.
+    from prime_spark.hook.runner import run_one  # noqa: PLC0415
+
+    return run_one(arguments.directory)
 
 
 def _rules(path: Path) -> Rules:

@@ -1,0 +1,159 @@
+"""The hook's HTTP side: POST /hooks/<source> beside /health and /metrics.
+
+A delivery is on the disk when it is answered. An answer says what is wrong with a delivery, and
+not what would be right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import structlog
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry
+
+from prime_spark.config import HttpConfig
+from prime_spark.hook.metrics import HookMetrics
+from prime_spark.hook.queue import FullError, Queue, Taken
+from prime_spark.hook.rules import Job, Rules, Source, ValueRefusedError
+from prime_spark.hook.signatures import UnverifiedError, events_of, verify
+from prime_spark.runtime.asgi import create_app
+from prime_spark.runtime.health import Health
+
+_log = structlog.get_logger(__name__)
+
+_RETRY_SECONDS = 30
+
+
+class _AnswerError(Exception):
+    """The delivery is answered so, and nothing of it is started."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class Intake:
+    """Takes deliveries into the queue; `wake` is called when there is a new run."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        secrets: Mapping[str, Sequence[str]],
+        queue: Queue,
+        *,
+        body_bytes: int,
+        health: Health,
+        metrics: HookMetrics,
+        wake: Callable[[], None],
+    ) -> None:
+        self._rules = rules
+        self._secrets = secrets
+        self._queue = queue
+        self._body_bytes = body_bytes
+        self._health = health
+        self._metrics = metrics
+        self._wake = wake
+
+    def app(self, http: HttpConfig, registry: CollectorRegistry) -> FastAPI:
+        """Return the application."""
+        app = create_app("Prime Spark hook", self._health, http, registry)
+
+        @app.post("/hooks/{name}")
+        async def deliver(name: str, request: Request) -> Response:
+            """Take a delivery."""
+            source = self._rules.source(name)
+            label = "unknown" if source is None else source.name
+            taken: list[Taken] = []
+            try:
+                taken = await self._take(source, request)
+                status, detail = 202, ""
+            except _AnswerError as error:
+                status, detail = error.status, str(error)
+            self._metrics.deliveries.labels(label, status).inc()
+            client = request.client.host if request.client else ""
+            _log.info(
+                "delivery",
+                audit="delivery",
+                source=label,
+                client=client,
+                status=status,
+                detail=detail,
+                runs=[{"run": each.run, "how": each.how} for each in taken],
+            )
+            if status == 202:
+                runs = [each.run for each in taken]
+                return _answer(202, {"run": runs[0], "runs": runs})
+            content = {"run": None, "detail": detail} if status == 200 else {"detail": detail}
+            return _answer(status, content)
+
+        return app
+
+    async def _take(self, source: Source | None, request: Request) -> list[Taken]:
+        """Return what became of the delivery's events, one at least."""
+        if source is None:
+            raise _AnswerError(404, "there is no such source")
+        body = await self._body(request)
+        headers: dict[str, str] = {}
+        for name, value in request.headers.items():
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        try:
+            keys = verify(source.kind, self._secrets[source.name], headers, body)
+        except UnverifiedError as error:
+            raise _AnswerError(401, str(error)) from None
+        try:
+            events = events_of(source.kind, body, keys)
+        except ValueError as error:
+            raise _AnswerError(400, str(error)) from None
+        jobs: list[tuple[tuple[str, ...], Job]] = []
+        refused = ""
+        for event in events:
+            try:
+                job = self._rules.job(source.name, headers, event.body)
+            except ValueRefusedError as error:
+                refused = str(error)
+                continue
+            if job is not None:
+                jobs.append((event.keys, job))
+        if not jobs:
+            raise _AnswerError(422, refused) if refused else _AnswerError(200, "no rule matches")
+        taken = await self._accept(source, jobs)
+        if all(each.how == "repeated" for each in taken):
+            # Alertmanager tells of an alert again for as long as it fires.
+            status = 200 if source.kind == "alertmanager" else 409
+            raise _AnswerError(status, f"taken before, as run {taken[0].run}")
+        return taken
+
+    async def _accept(self, source: Source, jobs: list[tuple[tuple[str, ...], Job]]) -> list[Taken]:
+        try:
+            taken = await asyncio.to_thread(self._queue.accept, source.name, jobs)
+        except FullError:
+            raise _AnswerError(503, "the queue is full") from None
+        except sqlite3.Error as error:
+            if self._health.set("queue", False, str(error)):
+                _log.error("the queue cannot be written", error=str(error))
+            raise _AnswerError(503, "the delivery cannot be stored now") from None
+        self._health.set("queue", True)
+        if any(each.how == "new" for each in taken):
+            self._wake()
+        return taken
+
+    async def _body(self, request: Request) -> bytes:
+        declared = request.headers.get("content-length", "0")
+        body = bytearray()
+        if not declared.isdigit() or int(declared) <= self._body_bytes:
+            async for piece in request.stream():
+                body += piece
+                if len(body) > self._body_bytes:
+                    break
+            else:
+                return bytes(body)
+        raise _AnswerError(413, f"a body has at most {self._body_bytes} bytes")
+
+
+def _answer(status: int, content: object) -> Response:
+    headers = {"Retry-After": str(_RETRY_SECONDS)} if status == 503 else None
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

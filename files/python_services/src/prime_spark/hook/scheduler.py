@@ -1,0 +1,255 @@
+"""From the queue to processes and back: starts runs, follows them, and takes over those it finds.
+
+What it does depends on the queue and the runs' directories alone, so it goes on after `kill -9`
+where it was. A run that is `starting` may have a process or not: starting it again is harmless,
+since its directory can be claimed once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from prime_spark.hook.directory import Order, Result, RunDirectory
+from prime_spark.hook.hosts import HostsError, hosts_of
+from prime_spark.hook.metrics import HookMetrics
+from prime_spark.hook.processes import end, marked
+from prime_spark.hook.queue import Ended, Queue, Run
+from prime_spark.hook.settings import HookConfig
+from prime_spark.hook.starter import Starter, StartError
+from prime_spark.runtime.service import Service
+
+_log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 0.3
+_IDLE_SECONDS = 1.0
+# Until a process that was started has claimed its run; then it is started again.
+_CLAIM_SECONDS = 30.0
+_STARTS = 3
+# How long hosts that were looked up are believed.
+_HOSTS_SECONDS = 30.0
+# What a run's process has for its end on top of the grace that it gives Ansible.
+_SPARE_SECONDS = 20.0
+
+
+@dataclass
+class _Attempt:
+    """What this service knows of a run's process, beside what stands on the disk."""
+
+    starts: int = 0
+    started: float = 0.0
+    stopped: float = 0.0
+
+
+class Scheduler:
+    """Starts what may start, and notes what became of it."""
+
+    def __init__(
+        self, config: HookConfig, queue: Queue, starter: Starter, metrics: HookMetrics
+    ) -> None:
+        self._config = config
+        self._queue = queue
+        self._starter = starter
+        self._metrics = metrics
+        self._runs = Path(config.state) / "runs"
+        self._attempts: dict[int, _Attempt] = {}
+        self._lock = threading.Lock()
+        self._hosts: dict[tuple[str, str | None], tuple[float, frozenset[str]]] = {}
+        self._changed = asyncio.Event()
+
+    def wake(self) -> None:
+        """There is something new in the queue."""
+        self._changed.set()
+
+    async def run(self, service: Service) -> None:
+        """Work until told to stop; runs go on without us."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow(service))
+            tasks.create_task(self._start(service))
+            await service.stop.wait()
+            self._changed.set()
+
+    async def _follow(self, service: Service) -> None:
+        while not await service.pause(_LOOK_SECONDS):
+            service.beat("following runs")
+            if await asyncio.to_thread(self.look):
+                self._changed.set()
+
+    async def _start(self, service: Service) -> None:
+        while not service.stop.is_set():
+            service.beat("starting runs")
+            self._changed.clear()
+            await asyncio.to_thread(self.start_what_can)
+            try:
+                async with asyncio.timeout(_IDLE_SECONDS):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    # -- starting -----------------------------------------------------------------------------
+
+    def start_what_can(self) -> None:
+        """Start waiting runs in their order. What waits for a host keeps later ones from it."""
+        active = self._queue.active()
+        taken = {host for run in active for host in run.hosts}
+        places = self._config.limits.parallel_runs - len(active)
+        for run in self._queue.pending():
+            if places <= 0:
+                return
+            hosts = self._hosts_of(run, taken)
+            if hosts is None:
+                continue
+            if hosts & taken:
+                taken |= hosts
+                continue
+            if reason := self._brake(run, hosts):
+                self._end(run, "skipped", reason)
+                continue
+            self._directory(run).prepare(self._order(run))
+            if self._queue.start(run.id, hosts):
+                self._launch(run)
+                taken |= hosts
+                places -= 1
+
+    def _hosts_of(self, run: Run, taken: set[str]) -> frozenset[str] | None:
+        """Return the run's hosts; None when it has ended because there are none."""
+        key = (run.job.playbook, run.job.limit)
+        at, hosts = self._hosts.get(key, (0.0, frozenset()))
+        if hosts and (hosts & taken or time.monotonic() - at < _HOSTS_SECONDS):
+            return hosts
+        try:
+            hosts = hosts_of(self._config.ansible, run.job)
+        except HostsError as error:
+            self._end(run, "failed", str(error))
+            return None
+        self._hosts[key] = (time.monotonic(), hosts)
+        return hosts
+
+    def _brake(self, run: Run, hosts: frozenset[str]) -> str | None:
+        """Return why a remediation is not to start now."""
+        brakes = run.job.remediation
+        if brakes is None:
+            return None
+        now = time.time()
+        recent = self._queue.started_since(run.job.rule, now - brakes.window_seconds)
+        if len(recent) >= brakes.max_runs:
+            return f"{len(recent)} runs of the rule within {brakes.window_seconds:g} s"
+        for other in self._queue.started_since(run.job.rule, now - brakes.cooldown_seconds):
+            if shared := hosts.intersection(other.hosts):
+                host = min(shared)
+                return f"run {other.id} was on {host} within {brakes.cooldown_seconds:g} s"
+        return None
+
+    def _launch(self, run: Run) -> None:
+        """Start the run's process; when that fails, `look` tries again."""
+        with self._lock:
+            attempt = self._attempts.setdefault(run.id, _Attempt())
+            attempt.starts += 1
+            attempt.started = time.monotonic()
+        try:
+            self._starter.start(self._directory(run), self._order(run))
+        except StartError as error:
+            _log.error("a run's process does not start", run=run.id, error=str(error))
+            with self._lock:
+                attempt.started = 0.0
+        else:
+            _log.info("run started", run=run.id, rule=run.job.rule, start=attempt.starts)
+
+    # -- following ----------------------------------------------------------------------------
+
+    def look(self) -> bool:
+        """See how the runs stand that may have a process; return whether one has ended."""
+        ended = [run for run in self._queue.active() if self._look_at(run)]
+        if ended:
+            for old in self._queue.prune(self._config.limits.kept_runs):
+                shutil.rmtree(self._runs / str(old), ignore_errors=True)
+        self._metrics.count_states(self._queue.counts())
+        return bool(ended)
+
+    def _look_at(self, run: Run) -> bool:
+        directory = self._directory(run)
+        status = directory.status()
+        if isinstance(status, Result):
+            return self._end(run, status.state, status.reason, status.ended)
+        if status == "lost":
+            return self._close_lost(run, directory)
+        if status == "alive":
+            if run.state == "starting":
+                self._queue.running(run.id)
+            if run.cancel:
+                self._stop(run, directory)
+            return False
+        return self._start_again(run, directory)
+
+    def _start_again(self, run: Run, directory: RunDirectory) -> bool:
+        """Nobody has claimed the run: start its process, unless one may be on its way."""
+        attempt = self._attempts.get(run.id, _Attempt())
+        if time.monotonic() - attempt.started < _CLAIM_SECONDS and attempt.started:
+            return False
+        if attempt.starts < _STARTS and not run.cancel:
+            directory.prepare(self._order(run))
+            self._launch(run)
+            return False
+        # With the claim in our hands no process begins any more.
+        claim = directory.claim()
+        if claim is None:
+            return False
+        claim.release()
+        state: Ended = "cancelled" if run.cancel else "failed"
+        return self._end(run, state, f"its process did not start ({attempt.starts} attempts)")
+
+    def _stop(self, run: Run, directory: RunDirectory) -> None:
+        attempt = self._attempts.setdefault(run.id, _Attempt())
+        if not attempt.stopped:
+            attempt.stopped = time.monotonic()
+            _log.info("stopping a run", run=run.id)
+            try:
+                self._starter.stop(directory, self._order(run))
+            except StartError as error:
+                attempt.stopped = 0.0
+                _log.error("a run cannot be stopped", run=run.id, error=str(error))
+        elif (
+            time.monotonic() - attempt.stopped > self._config.limits.grace_seconds + _SPARE_SECONDS
+        ):
+            _log.error("a run does not end, killing it", run=run.id)
+            end(partial(marked, directory.path))
+
+    def _close_lost(self, run: Run, directory: RunDirectory) -> bool:
+        """The run's process ended without a word: end what it has left, then unlock its hosts."""
+        left = end(partial(marked, directory.path))
+        reason = "its process ended without a word"
+        if left:
+            reason += f"; still there: processes {', '.join(map(str, left))}"
+        shutil.rmtree(directory.private, ignore_errors=True)
+        return self._end(run, "cancelled" if run.cancel else "lost", reason)
+
+    # -----------------------------------------------------------------------------------------
+
+    def _end(self, run: Run, state: Ended, reason: str, ended: float | None = None) -> bool:
+        if not self._queue.end(run.id, state, reason, ended):
+            return False
+        with self._lock:
+            self._attempts.pop(run.id, None)
+        self._metrics.ended.labels(state).inc()
+        _log.info("run ended", run=run.id, rule=run.job.rule, state=state, reason=reason)
+        return True
+
+    def _directory(self, run: Run) -> RunDirectory:
+        return RunDirectory(self._runs / str(run.id))
+
+    def _order(self, run: Run) -> Order:
+        limits = self._config.limits
+        return Order(
+            run=run.id,
+            job=run.job,
+            ansible=self._config.ansible,
+            grace_seconds=limits.grace_seconds,
+            event_bytes=limits.event_bytes,
+        )

@@ -1,0 +1,83 @@
+"""prime-spark-hook: takes signed deliveries and starts the runs that rules make of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+from prometheus_client import REGISTRY
+
+from prime_spark.config import ConfigError, fail, read_credential
+from prime_spark.hook.intake import Intake
+from prime_spark.hook.metrics import HookMetrics
+from prime_spark.hook.queue import Queue
+from prime_spark.hook.rules import Rules
+from prime_spark.hook.scheduler import Scheduler
+from prime_spark.hook.settings import HookConfig
+from prime_spark.hook.signatures import check_secret
+from prime_spark.hook.starter import ProcessStarter, SystemdStarter
+from prime_spark.runtime.asgi import serve
+from prime_spark.runtime.health import Health
+from prime_spark.runtime.logs import configure_logging
+from prime_spark.runtime.service import Service, run_service
+
+
+def secrets_of(rules: Rules) -> dict[str, list[str]]:
+    """Return each source's secrets; raises ConfigError."""
+    found: dict[str, list[str]] = {}
+    for source in rules.sources:
+        found[source.name] = []
+        for name in source.secrets:
+            secret = read_credential(name)
+            try:
+                check_secret(source.kind, secret)
+            except ValueError as error:
+                raise ConfigError(f"source {source.name}, credential {name!r}: {error}") from None
+            found[source.name].append(secret)
+    return found
+
+
+def open_queue(config: HookConfig) -> Queue:
+    """Open the queue in the state directory; exits with one line when that cannot be done."""
+    state = Path(config.state)
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Queue(state / "queue.sqlite", max_queued=config.limits.queued_runs)
+    except (OSError, sqlite3.Error) as error:
+        fail(f"state {state}: {error}")
+
+
+def run(config: HookConfig, rules: Rules) -> int:
+    """Run the hook; return the exit status."""
+    configure_logging("hook", config.log_level)
+    try:
+        secrets = secrets_of(rules)
+    except ConfigError as error:
+        fail(str(error))
+    queue = open_queue(config)
+
+    async def main_task(service: Service) -> None:
+        health = Health("hook")
+        health.expect("queue", essential=True)
+        health.set("queue", True)
+        metrics = HookMetrics(REGISTRY)
+        starter = SystemdStarter() if config.runner == "systemd" else ProcessStarter()
+        scheduler = Scheduler(config, queue, starter, metrics)
+        intake = Intake(
+            rules,
+            secrets,
+            queue,
+            body_bytes=config.limits.body_bytes,
+            health=health,
+            metrics=metrics,
+            wake=scheduler.wake,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(serve(intake.app(config.http, REGISTRY), config.http, service))
+            tasks.create_task(scheduler.run(service))
+
+    try:
+        return run_service(main_task)
+    finally:
+        queue.close()

@@ -1,0 +1,63 @@
+"""Configuration of the hook."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from prime_spark.config import (
+    Config,
+    HttpConfig,
+    LogLevel,
+    NonEmpty,
+    Positive,
+    PositiveSeconds,
+)
+
+AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
+VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Z_][A-Z0-9_]*\Z")]
+
+
+class AnsibleConfig(Config, frozen=True):
+    """What runs are made with: a checkout of the playbooks, and the programs of Ansible.
+
+    `inventory` is a path in the checkout. `environment` is what a run sees beside `PATH`, `HOME`
+    and `LANG`: paths of key and password files, say; no secret.
+    """
+
+    checkout: AbsolutePath
+    inventory: NonEmpty
+    programs: AbsolutePath
+    known_hosts: AbsolutePath = "/etc/ssh/ssh_known_hosts"
+    environment: dict[VariableName, str] = msgspec.field(default_factory=dict)
+
+
+class LimitsConfig(Config, frozen=True):
+    """How much is taken, done at a time and kept.
+
+    `grace_seconds` is what Ansible has to end by itself when its run is cancelled.
+    """
+
+    body_bytes: Positive = 1024 * 1024
+    queued_runs: Positive = 200
+    parallel_runs: Positive = 2
+    grace_seconds: PositiveSeconds = 15.0
+    event_bytes: Positive = 64 * 1024 * 1024
+    kept_runs: Positive = 500
+
+
+class HookConfig(Config, frozen=True):
+    """Configuration of prime-spark-hook.
+
+    `runner` says what holds the processes of a run together: a transient unit of `systemd`, or a
+    session (`process`: for development and tests, see docs/hook.md).
+    """
+
+    http: HttpConfig
+    rules: AbsolutePath
+    ansible: AnsibleConfig
+    state: AbsolutePath = "/var/lib/prime-spark-hook"
+    runner: Literal["systemd", "process"] = "systemd"
+    limits: LimitsConfig = LimitsConfig()
+    log_level: LogLevel = "info"

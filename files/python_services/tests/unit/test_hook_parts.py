@@ -1,0 +1,227 @@
+"""Parts of the hook that need no playbook: brakes, verdicts, claims, processes."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from test_hook_queue import job
+
+from prime_spark.hook.directory import Order, Result, RunDirectory
+from prime_spark.hook.metrics import HookMetrics
+from prime_spark.hook.queue import Queue
+from prime_spark.hook.rules import Job, Remediation
+from prime_spark.hook.runner import _Events, environment
+from prime_spark.hook.scheduler import Scheduler
+from prime_spark.hook.settings import AnsibleConfig, HookConfig, HttpConfig, LimitsConfig
+from prime_spark.hook.starter import StartError
+
+ANSIBLE = AnsibleConfig(checkout="/c", inventory="i", programs="/opt/ansible/bin")
+
+
+class Starts:
+    """Notes what is to be started, and can refuse."""
+
+    def __init__(self) -> None:
+        self.started: list[int] = []
+        self.stopped: list[int] = []
+        self.refuses = False
+
+    def start(self, directory: RunDirectory, order: Order) -> None:
+        assert directory.order() == order
+        if self.refuses:
+            raise StartError("no")
+        self.started.append(order.run)
+
+    def stop(self, directory: RunDirectory, order: Order) -> None:
+        self.stopped.append(order.run)
+
+
+class Parts:
+    def __init__(self, folder: Path) -> None:
+        config = HookConfig(
+            http=HttpConfig(host="127.0.0.1", port=1),
+            rules="/r",
+            ansible=ANSIBLE,
+            state=str(folder),
+            limits=LimitsConfig(parallel_runs=2, kept_runs=1),
+        )
+        self.queue = Queue(folder / "queue.sqlite")
+        self.starter = Starts()
+        metrics = HookMetrics(CollectorRegistry())
+        self.scheduler = Scheduler(config, self.queue, self.starter, metrics)
+        self.runs = folder / "runs"
+
+    def hosts(self, limit: str | None, *hosts: str) -> None:
+        """Say which hosts a limit means."""
+        self.scheduler._hosts["site.yml", limit] = (10.0**12, frozenset(hosts))
+
+    def put(self, key: str, **change: object) -> int:
+        wanted = Job(**{**{name: getattr(job(), name) for name in Job.__struct_fields__}, **change})
+        (taken,) = self.queue.accept("x", [((key,), wanted)])
+        return taken.run
+
+    def state(self, run: int) -> tuple[str, str]:
+        found = self.queue.get(run)
+        assert found is not None
+        return found.state, found.reason
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    return Parts(tmp_path)
+
+
+def test_what_waits_for_a_host_keeps_later_runs_from_it(parts: Parts) -> None:
+    parts.hosts("a", "h1")
+    parts.hosts("all", "h1", "h2")
+    parts.hosts("b", "h2")
+    parts.hosts("c", "h3")
+    runs = [parts.put(name, limit=name) for name in ("a", "all", "b", "c")]
+    parts.scheduler.start_what_can()
+    assert parts.starter.started == [runs[0], runs[3]]
+    parts.queue.end(runs[0], "succeeded")
+    parts.scheduler.start_what_can()
+    assert parts.starter.started == [runs[0], runs[3], runs[1]]
+
+
+def test_no_more_runs_at_a_time_than_are_allowed(parts: Parts) -> None:
+    for name in "abc":
+        parts.hosts(name, name)
+        parts.put(name, limit=name)
+    parts.scheduler.start_what_can()
+    assert len(parts.starter.started) == 2
+
+
+def test_brakes(parts: Parts) -> None:
+    parts.hosts("a", "h1")
+    parts.hosts("b", "h2")
+    brakes = Remediation(cooldown_seconds=60.0, max_runs=2, window_seconds=600.0)
+
+    def play(key: str, limit: str, moment: str) -> tuple[str, str]:
+        run = parts.put(key, limit=limit, remediation=brakes, variables={"moment": moment})
+        parts.scheduler.start_what_can()
+        state = parts.state(run)
+        if state[0] == "starting":
+            parts.queue.end(run, "succeeded")
+        return state
+
+    assert play("1", "a", "1")[0] == "starting"
+    assert play("2", "a", "2") == ("skipped", "run 1 was on h1 within 60 s")
+    assert play("3", "b", "3")[0] == "starting"
+    # Of one rule, whatever the host.
+    parts.hosts("c", "h3")
+    assert play("4", "c", "4") == ("skipped", "2 runs of the rule within 600 s")
+
+
+def test_after_a_restart_what_was_starting_is_started_and_claimed_once(parts: Parts) -> None:
+    parts.hosts(None, "h1")
+    run = parts.put("a")
+    parts.scheduler.start_what_can()
+    parts.scheduler.look()
+    assert parts.starter.started == [run], "it may be on its way"
+    again = Parts(parts.runs.parent)
+    again.scheduler.look()
+    assert again.starter.started == [run]
+    directory = RunDirectory(parts.runs / str(run))
+    claim = directory.claim()
+    assert claim is not None
+    assert directory.claim() is None
+    again.scheduler.look()
+    assert parts.state(run)[0] == "running"
+    directory.finish(Result(state="succeeded", reason="", ended=1.0))
+    assert directory.status() == "alive", "it has not ended while its process lives"
+    claim.release()
+    assert again.scheduler.look()
+    assert parts.state(run) == ("succeeded", "")
+
+
+def test_a_process_that_does_not_start_fails_the_run_and_can_start_no_more(parts: Parts) -> None:
+    parts.hosts(None, "h1")
+    run = parts.put("a")
+    parts.starter.refuses = True
+    parts.scheduler.start_what_can()
+    for _ in range(5):
+        parts.scheduler.look()
+    assert parts.state(run) == ("failed", "its process did not start (3 attempts)")
+    assert RunDirectory(parts.runs / str(run)).claim() is None
+
+
+def test_a_process_that_is_gone_without_a_word_is_lost(parts: Parts) -> None:
+    parts.hosts(None, "h1")
+    run = parts.put("a")
+    parts.scheduler.start_what_can()
+    claim = RunDirectory(parts.runs / str(run)).claim()
+    assert claim is not None
+    parts.scheduler.look()
+    claim.release()
+    assert parts.scheduler.look()
+    assert parts.state(run) == ("lost", "its process ended without a word")
+    assert parts.queue.active() == []
+
+
+def test_runs_that_are_kept_no_more_leave_no_directory(parts: Parts) -> None:
+    parts.hosts(None, "h1")
+    for key in "ab":
+        run = parts.put(key)
+        parts.scheduler.start_what_can()
+        directory = RunDirectory(parts.runs / str(run))
+        claim = directory.claim()
+        assert claim is not None
+        directory.finish(Result(state="succeeded", reason="", ended=float(run)))
+        claim.release()
+        parts.scheduler.look()
+    assert [path.name for path in parts.runs.iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("stats", "verdict"),
+    [
+        ({"dark": {"h1": 1}}, ("unreachable", "unreachable: h1")),
+        ({"dark": {"h1": 1}, "failures": {"h2": 1}}, ("failed", "failed: h2; unreachable: h1")),
+        ({}, ("failed", "as the program says")),
+    ],
+)
+def test_unreachable_is_not_failed(stats: dict[str, object], verdict: tuple[str, str]) -> None:
+    events = _Events(io.BytesIO(), 1000)
+    assert events.take({"event": "playbook_on_stats", "event_data": stats}) is False
+    assert events.verdict("as the program says") == verdict
+
+
+def test_a_run_sees_little_of_the_environment(tmp_path: Path) -> None:
+    order = Order(run=1, job=job(), ansible=ANSIBLE, grace_seconds=1.0, event_bytes=1)
+    seen = environment(order, tmp_path)
+    assert seen["PATH"].startswith("/opt/ansible/bin:")
+    assert seen["ANSIBLE_HOST_KEY_CHECKING"] == "True"
+    assert "UserKnownHostsFile=/etc/ssh/ssh_known_hosts" in seen["ANSIBLE_SSH_EXTRA_ARGS"]
+    assert not set(seen) & set(os.environ) - {"PATH", "HOME", "LANG"}
+
+
+_LEAVES_ORPHANS = """
+import os, subprocess, sys, time
+from prime_spark.hook.processes import adopt_orphans, descendants, end_descendants
+adopt_orphans()
+stubborn = "trap '' TERM; echo ready; exec >&-; sleep 3005; :"
+script = f'setsid --fork sleep 3004 >&-; setsid --fork sh -c "{stubborn}"'
+# Ends when the last one has closed its output.
+subprocess.run(["env", "-i", "sh", "-c", script], stdout=subprocess.PIPE, check=True)
+assert len(descendants()) >= 2, descendants()
+print(end_descendants(0.1), descendants())
+"""
+
+
+def test_orphans_that_left_session_and_environment_are_found_and_ended() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LEAVES_ORPHANS],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "[] []\n", done.stderr
