@@ -59,7 +59,7 @@ class Parts:
 
     def hosts(self, limit: str | None, *hosts: str) -> None:
         """Say which hosts a limit means."""
-        self.scheduler._hosts["site.yml", limit] = (10.0**12, frozenset(hosts))
+        self.scheduler._hosts[None, "site.yml", limit] = (10.0**12, frozenset(hosts))
 
     def put(self, key: str, **change: object) -> int:
         wanted = Job(**{**{name: getattr(job(), name) for name in Job.__struct_fields__}, **change})

@@ -54,6 +54,12 @@ CREATE TABLE IF NOT EXISTS deliveries (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS deliveries_at ON deliveries (at);
 CREATE INDEX IF NOT EXISTS deliveries_run ON deliveries (run);
+CREATE TABLE IF NOT EXISTS heads (
+    source TEXT NOT NULL,
+    ref TEXT NOT NULL,
+    commit_id TEXT NOT NULL,
+    PRIMARY KEY (source, ref)
+) STRICT, WITHOUT ROWID;
 """
 _COLUMNS = "id, state, job, accepted, started, ended, hosts, reason, cancel"
 _ACTIVE = "('starting', 'running')"
@@ -124,6 +130,23 @@ class Queue:
             return [
                 self._take(db, [f"{source}/{key}" for key in keys], job) for keys, job in wanted
             ]
+
+    def accept_head(self, source: str, ref: str, commit: str, job: Job | None) -> Taken | None:
+        """Note what a ref points to now and take the job that comes of it, or neither."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?)", (source, ref, commit))
+            if job is None:
+                return None
+            # A ref may come back to where it was.
+            return self._take(db, [f"{source}/{ref}:{commit}:{time.time_ns()}"], job)
+
+    def head(self, source: str, ref: str) -> str | None:
+        """Return what was noted of a ref."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT commit_id FROM heads WHERE source = ? AND ref = ?", (source, ref)
+            ).fetchone()
+        return None if row is None else str(row[0])
 
     def _take(self, db: sqlite3.Connection, keys: list[str], job: Job) -> Taken:
         marks = ", ".join("?" * len(keys))

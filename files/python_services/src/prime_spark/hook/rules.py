@@ -19,7 +19,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from prime_spark.config import Config, CredentialName, PositiveSeconds, suggestion
 
-Kind = Literal["github", "gitlab", "forgejo", "alertmanager", "standard_webhooks"]
+Kind = Literal["git", "github", "gitlab", "forgejo", "alertmanager", "standard_webhooks"]
 Priority = Literal["high", "normal", "low"]
 Scalar = bool | int | str
 
@@ -33,6 +33,7 @@ HostPattern = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_*!&][A-Za-z0-9_.,:!&*\[\
 VariableName = Annotated[str, Meta(pattern=r"^[a-z_][a-z0-9_]{0,63}\Z")]
 
 _TEMPLATE = re.compile(r"\{[{%#]")
+_COMMIT = "[0-9a-f]{40}([0-9a-f]{24})?"
 _MAX_BYTES = 1024 * 1024
 
 
@@ -48,11 +49,19 @@ class Source(Config, frozen=True):
     """A sender. Two secrets are alive while one replaces the other.
 
     A secret is the name of a credential: a signing secret, or the token that the sender shows.
+    The repository that is polled (`git`) sends nothing and has none.
     """
 
     name: Name
     kind: Kind
-    secrets: Annotated[list[CredentialName], Meta(min_length=1, max_length=2)]
+    secrets: Annotated[list[CredentialName], Meta(max_length=2)] = msgspec.field(
+        default_factory=list
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.secrets) == (self.kind == "git"):
+            wanted = "no secrets" if self.kind == "git" else "one secret or two"
+            raise ValueError(f"expected {wanted} for kind {self.kind}")
 
 
 class Condition(Config, frozen=True):
@@ -149,7 +158,11 @@ class BodyValue(Config, frozen=True):
 
 
 class Action(Config, frozen=True):
-    """What is run: arguments of ansible-playbook, and what the queue has to know."""
+    """What is run: arguments of ansible-playbook, and what the queue has to know.
+
+    `commit` is the field of the body that names the commit whose playbooks are played; without it
+    the configured checkout is.
+    """
 
     playbook: Playbook
     tags: list[Tag] = msgspec.field(default_factory=list)
@@ -159,6 +172,7 @@ class Action(Config, frozen=True):
     timeout_seconds: PositiveSeconds = 3600.0
     variables: dict[VariableName, Scalar] = msgspec.field(default_factory=dict)
     from_body: dict[VariableName, BodyValue] = msgspec.field(default_factory=dict)
+    commit: FieldPath | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.limit, BodyValue) and isinstance(self.limit.enum, UnsetType):
@@ -202,6 +216,7 @@ class Job(Config, frozen=True):
     timeout_seconds: PositiveSeconds
     variables: dict[VariableName, Scalar]
     remediation: Remediation | None = None
+    commit: str | None = None
 
     def arguments(self) -> list[str]:
         """Return the arguments of ansible-playbook, without inventory and variables."""
@@ -299,12 +314,15 @@ def _job(rule: Rule, body: object) -> Job:
     wanted = dict(run.from_body)
     if isinstance(run.limit, BodyValue):
         wanted["limit"] = run.limit
+    if run.commit is not None:
+        wanted["commit"] = BodyValue(field=run.commit, pattern=_COMMIT)
     for name, wish in wanted.items():
         value = wish.take(body)
         if value is None:
             raise ValueRefusedError(f"field {wish.field} is not what rule {rule.name} takes")
         taken[name] = value
     limit = str(taken.pop("limit")) if isinstance(run.limit, BodyValue) else run.limit
+    commit = str(taken.pop("commit")) if run.commit is not None else None
     return Job(
         rule=rule.name,
         playbook=run.playbook,
@@ -315,6 +333,7 @@ def _job(rule: Rule, body: object) -> Job:
         timeout_seconds=run.timeout_seconds,
         variables={**run.variables, **taken},
         remediation=rule.remediation,
+        commit=commit,
     )
 
 
@@ -338,8 +357,9 @@ def _contradictions(rules: Rules) -> Iterator[tuple[str, str]]:
                 close = difflib.get_close_matches(value, known, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 yield f"{where}, {key}", f"{value!r} is none of {', '.join(known)}{hint}"
-        if "limit" in rule.run.from_body:
-            yield f"{where}, run.from_body", "limit is no variable; expected run.limit"
+        for name in ("limit", "commit"):
+            if name in rule.run.from_body:
+                yield f"{where}, run.from_body", f"{name} is no variable; expected run.{name}"
 
 
 def _place(path: str, data: object) -> str:

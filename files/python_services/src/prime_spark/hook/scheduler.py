@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from prime_spark.hook.directory import Order, Result, RunDirectory
@@ -22,7 +23,8 @@ from prime_spark.hook.hosts import HostsError, hosts_of
 from prime_spark.hook.metrics import HookMetrics
 from prime_spark.hook.processes import end, marked
 from prime_spark.hook.queue import Ended, Queue, Run
-from prime_spark.hook.settings import HookConfig
+from prime_spark.hook.repository import GitError, Repository
+from prime_spark.hook.settings import AnsibleConfig, HookConfig
 from prime_spark.hook.starter import Starter, StartError
 from prime_spark.runtime.service import Service
 
@@ -52,16 +54,22 @@ class Scheduler:
     """Starts what may start, and notes what became of it."""
 
     def __init__(
-        self, config: HookConfig, queue: Queue, starter: Starter, metrics: HookMetrics
+        self,
+        config: HookConfig,
+        queue: Queue,
+        starter: Starter,
+        metrics: HookMetrics,
+        repository: Repository | None = None,
     ) -> None:
         self._config = config
         self._queue = queue
         self._starter = starter
         self._metrics = metrics
+        self._repository = repository
         self._runs = Path(config.state) / "runs"
         self._attempts: dict[int, _Attempt] = {}
         self._lock = threading.Lock()
-        self._hosts: dict[tuple[str, str | None], tuple[float, frozenset[str]]] = {}
+        self._hosts: dict[tuple[str | None, ...], tuple[float, frozenset[str]]] = {}
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
@@ -100,7 +108,9 @@ class Scheduler:
         active = self._queue.active()
         taken = {host for run in active for host in run.hosts}
         places = self._config.limits.parallel_runs - len(active)
-        for run in self._queue.pending():
+        pending = self._queue.pending()
+        self._remove_worktrees([*active, *pending])
+        for run in pending:
             if places <= 0:
                 return
             hosts = self._hosts_of(run, taken)
@@ -120,17 +130,39 @@ class Scheduler:
 
     def _hosts_of(self, run: Run, taken: set[str]) -> frozenset[str] | None:
         """Return the run's hosts; None when it has ended because there are none."""
-        key = (run.job.playbook, run.job.limit)
+        key = (run.job.commit, run.job.playbook, run.job.limit)
         at, hosts = self._hosts.get(key, (0.0, frozenset()))
         if hosts and (hosts & taken or time.monotonic() - at < _HOSTS_SECONDS):
             return hosts
         try:
-            hosts = hosts_of(self._config.ansible, run.job)
-        except HostsError as error:
+            if run.job.commit is not None and self._repository is not None:
+                self._repository.checkout(run.job.commit)
+            hosts = hosts_of(self._ansible(run), run.job)
+        except (GitError, HostsError) as error:
             self._end(run, "failed", str(error))
             return None
         self._hosts[key] = (time.monotonic(), hosts)
         return hosts
+
+    def _remove_worktrees(self, runs: list[Run]) -> None:
+        """Remove the worktrees that none of `runs` needs."""
+        if self._repository is None:
+            return
+        needed = {run.job.commit for run in runs if run.job.commit is not None}
+        try:
+            self._repository.keep_only(needed)
+        except GitError as error:
+            _log.error("old worktrees stay", error=str(error))
+        self._hosts = {
+            key: entry for key, entry in self._hosts.items() if key[0] is None or key[0] in needed
+        }
+
+    def _ansible(self, run: Run) -> AnsibleConfig:
+        """Return what the run is made with: its commit's worktree, or the checkout."""
+        if run.job.commit is None or self._repository is None:
+            return self._config.ansible
+        checkout = str(self._repository.path(run.job.commit))
+        return msgspec.structs.replace(self._config.ansible, checkout=checkout)
 
     def _brake(self, run: Run, hosts: frozenset[str]) -> str | None:
         """Return why a remediation is not to start now."""
@@ -249,7 +281,7 @@ class Scheduler:
         return Order(
             run=run.id,
             job=run.job,
-            ansible=self._config.ansible,
+            ansible=self._ansible(run),
             grace_seconds=limits.grace_seconds,
             event_bytes=limits.event_bytes,
         )

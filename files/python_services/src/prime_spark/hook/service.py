@@ -11,7 +11,9 @@ from prometheus_client import REGISTRY
 from prime_spark.config import ConfigError, fail, read_credential
 from prime_spark.hook.intake import Intake
 from prime_spark.hook.metrics import HookMetrics
+from prime_spark.hook.poll import Poller
 from prime_spark.hook.queue import Queue
+from prime_spark.hook.repository import Repository
 from prime_spark.hook.rules import Rules
 from prime_spark.hook.scheduler import Scheduler
 from prime_spark.hook.settings import HookConfig
@@ -38,6 +40,18 @@ def secrets_of(rules: Rules) -> dict[str, list[str]]:
     return found
 
 
+def check_commits(config: HookConfig, rules: Rules) -> None:
+    """Raise ConfigError when rules need a repository and there is none."""
+    if config.repository is not None:
+        return
+    for rule in rules.rules:
+        if rule.run.commit is not None:
+            raise ConfigError(f"rule {rule.name!r}, run.commit: there is no repository configured")
+    for source in rules.sources:
+        if source.kind == "git":
+            raise ConfigError(f"source {source.name!r}: there is no repository configured")
+
+
 def open_queue(config: HookConfig) -> Queue:
     """Open the queue in the state directory; exits with one line when that cannot be done."""
     state = Path(config.state)
@@ -53,6 +67,7 @@ def run(config: HookConfig, rules: Rules) -> int:
     configure_logging("hook", config.log_level)
     try:
         secrets = secrets_of(rules)
+        check_commits(config, rules)
     except ConfigError as error:
         fail(str(error))
     queue = open_queue(config)
@@ -63,7 +78,10 @@ def run(config: HookConfig, rules: Rules) -> int:
         health.set("queue", True)
         metrics = HookMetrics(REGISTRY)
         starter = SystemdStarter() if config.runner == "systemd" else ProcessStarter()
-        scheduler = Scheduler(config, queue, starter, metrics)
+        repository = None
+        if config.repository is not None:
+            repository = Repository(config.repository, Path(config.state))
+        scheduler = Scheduler(config, queue, starter, metrics, repository)
         intake = Intake(
             rules,
             secrets,
@@ -76,6 +94,12 @@ def run(config: HookConfig, rules: Rules) -> int:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(serve(intake.app(config.http, REGISTRY), config.http, service))
             tasks.create_task(scheduler.run(service))
+            if config.repository is not None and repository is not None:
+                seconds = config.repository.poll_seconds
+                poller = Poller(
+                    repository, rules, queue, seconds=seconds, health=health, wake=scheduler.wake
+                )
+                tasks.create_task(poller.run(service))
 
     try:
         return run_service(main_task)

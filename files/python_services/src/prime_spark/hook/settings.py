@@ -33,6 +33,22 @@ class AnsibleConfig(Config, frozen=True):
     environment: dict[VariableName, str] = msgspec.field(default_factory=dict)
 
 
+class RepositoryConfig(Config, frozen=True):
+    """Where the playbooks come from, and which refs are allowed: full names, `refs/heads/main`.
+
+    `environment` is what Git sees beside `PATH`, `HOME` and `LANG`: `GIT_SSH_COMMAND`, say.
+    """
+
+    url: Annotated[str, msgspec.Meta(pattern=r"^[^-\s]\S*\Z")]
+    refs: Annotated[
+        list[Annotated[str, msgspec.Meta(pattern=r"^refs/(heads|tags)/[A-Za-z0-9._/-]+\Z")]],
+        msgspec.Meta(min_length=1),
+    ]
+    poll_seconds: PositiveSeconds = 60.0
+    timeout_seconds: PositiveSeconds = 120.0
+    environment: dict[VariableName, str] = msgspec.field(default_factory=dict)
+
+
 class LimitsConfig(Config, frozen=True):
     """How much is taken, done at a time and kept.
 
@@ -57,6 +73,7 @@ class HookConfig(Config, frozen=True):
     http: HttpConfig
     rules: AbsolutePath
     ansible: AnsibleConfig
+    repository: RepositoryConfig | None = None
     state: AbsolutePath = "/var/lib/prime-spark-hook"
     runner: Literal["systemd", "process"] = "systemd"
     limits: LimitsConfig = LimitsConfig()

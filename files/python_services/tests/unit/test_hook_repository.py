@@ -1,0 +1,193 @@
+"""The repository of the playbooks: worktrees at exactly a commit, and what polling makes of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from prime_spark.config import ConfigError
+from prime_spark.hook.poll import Poller
+from prime_spark.hook.queue import Queue
+from prime_spark.hook.repository import GitError, Repository
+from prime_spark.hook.rules import Rules, RulesError, ValueRefusedError, read_rules
+from prime_spark.hook.service import check_commits
+from prime_spark.hook.settings import AnsibleConfig, HookConfig, HttpConfig, RepositoryConfig
+from prime_spark.runtime.health import Health
+
+
+class Origin:
+    """A bare repository, and somebody who pushes to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.work = folder / "work"
+        bare = folder / "origin.git"
+        self.url = f"file://{bare}"
+        subprocess.run(["git", "init", "--quiet", "--bare", bare], check=True)
+        subprocess.run(["git", "init", "--quiet", "--initial-branch=main", self.work], check=True)
+
+    def git(self, *arguments: str) -> str:
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        done = subprocess.run(
+            ["git", *who, *arguments], cwd=self.work, check=True, stdout=subprocess.PIPE, text=True
+        )
+        return done.stdout.strip()
+
+    def push(self, text: str, branch: str = "main") -> str:
+        """Push a commit whose site.yml is `text`; return it."""
+        (self.work / "site.yml").write_text(text)
+        self.git("add", ".")
+        self.git("commit", "--quiet", "--message", text)
+        self.git("push", "--quiet", "--force", self.url, f"HEAD:refs/heads/{branch}")
+        return self.git("rev-parse", "HEAD")
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Origin:
+    return Origin(tmp_path)
+
+
+def config(origin: Origin, *refs: str) -> RepositoryConfig:
+    return RepositoryConfig(url=origin.url, refs=list(refs or ["refs/heads/main"]))
+
+
+@pytest.fixture
+def repository(origin: Origin, tmp_path: Path) -> Repository:
+    (tmp_path / "state").mkdir()
+    return Repository(config(origin), tmp_path / "state")
+
+
+def test_a_worktree_is_at_exactly_the_commit(origin: Origin, repository: Repository) -> None:
+    first, second = origin.push("one"), origin.push("two")
+    assert repository.heads() == {"refs/heads/main": second}
+    old, new = repository.checkout(first), repository.checkout(second)
+    assert [(path / "site.yml").read_text() for path in (old, new)] == ["one", "two"]
+    assert old == repository.path(first)
+    third = origin.push("three")
+    assert (repository.checkout(third) / "site.yml").read_text() == "three"
+    repository.keep_only([second])
+    assert sorted(path.name for path in new.parent.iterdir()) == [second, f"{second}.complete"]
+    # One that was broken off, by kill -9 say, is made anew.
+    repository.path(first).mkdir()
+    (repository.path(first) / "half").touch()
+    assert sorted(path.name for path in repository.checkout(first).iterdir()) == [
+        ".git",
+        "site.yml",
+    ]
+
+
+def test_only_commits_of_allowed_refs_are_played(origin: Origin, repository: Repository) -> None:
+    origin.push("one")
+    elsewhere = origin.push("evil", "feature/main")
+    for commit in (elsewhere, "0" * 40):
+        with pytest.raises(GitError, match="no allowed ref contains"):
+            repository.checkout(commit)
+    for name in ("main", "refs/heads/main", "--help", "", elsewhere[:12]):
+        with pytest.raises(GitError, match="no commit"):
+            repository.checkout(name)
+    assert list(repository.heads()) == ["refs/heads/main"]
+
+
+def test_what_was_taken_back_is_played_no_more(origin: Origin, repository: Repository) -> None:
+    first, second = origin.push("one"), origin.push("two")
+    repository.checkout(first)
+    origin.git("reset", "--quiet", "--hard", first)
+    origin.push("another two")
+    with pytest.raises(GitError, match="no allowed ref contains"):
+        repository.checkout(second)
+    origin.git("push", "--quiet", "--delete", origin.url, "main")
+    assert repository.heads() == {}
+    repository.keep_only([])
+    with pytest.raises(GitError, match="no allowed ref contains"):
+        repository.checkout(first)
+
+
+def test_an_origin_that_is_away_is_an_error_of_one_line(tmp_path: Path) -> None:
+    away = RepositoryConfig(url=f"file://{tmp_path}/nowhere", refs=["refs/heads/main"])
+    with pytest.raises(GitError, match="git ls-remote ended with 128"):
+        Repository(away, tmp_path).heads()
+
+
+# --- polling ----------------------------------------------------------------------------------
+
+
+def rules() -> Rules:
+    document = {
+        "sources": [{"name": "fleet", "kind": "git"}],
+        "playbooks": ["site.yml"],
+        "rules": [
+            {
+                "name": "deploy",
+                "source": "fleet",
+                "match": {"body": {"ref": {"equals": "refs/heads/main"}}},
+                "run": {"playbook": "site.yml", "commit": "after"},
+            }
+        ],
+    }
+    return read_rules(json.dumps(document), "rules.yml")
+
+
+def poller(origin: Origin, queue: Queue, state: Path) -> tuple[Poller, Health]:
+    health = Health("hook")
+    repository = Repository(config(origin, "refs/heads/main", "refs/heads/other"), state)
+    made = Poller(repository, rules(), queue, seconds=1, health=health, wake=lambda: None)
+    return made, health
+
+
+def test_a_change_of_a_ref_is_a_run_at_its_commit(origin: Origin, tmp_path: Path) -> None:
+    first = origin.push("one")
+    queue = Queue(tmp_path / "queue.sqlite", max_queued=2)
+    polls, health = poller(origin, queue, tmp_path)
+    assert polls.poll() == 0, "what is there at the first look starts nothing"
+    second = origin.push("two")
+    assert [polls.poll(), polls.poll()] == [1, 0]
+    # After a restart it knows where it was.
+    polls, health = poller(origin, queue, tmp_path)
+    assert polls.poll() == 0
+    origin.push("other", "other")
+    origin.push("another", "other")
+    assert polls.poll() == 0, "no rule is for that ref"
+    # Back to where it was, which is a change, too; what the queue has no room for comes later.
+    origin.git("push", "--quiet", "--force", origin.url, f"{first}:refs/heads/main")
+    assert polls.poll() == 1
+    third = origin.git("rev-parse", "HEAD")
+    origin.git("push", "--quiet", "--force", origin.url, f"{third}:refs/heads/main")
+    assert polls.poll() == 0
+    assert not health.is_ok("git")
+    assert [run.job.commit for run in queue.pending()] == [second, first]
+    queue.end(1, "succeeded")
+    assert polls.poll() == 1
+    assert health.is_ok("git")
+    assert queue.deliveries(3)[0].startswith(f"fleet/refs/heads/main:{third}:")
+
+
+def test_an_origin_that_is_away_is_told_and_asked_again(origin: Origin, tmp_path: Path) -> None:
+    polls, health = poller(origin, Queue(tmp_path / "queue.sqlite"), tmp_path)
+    bare = tmp_path / "origin.git"
+    bare.rename(tmp_path / "away")
+    assert polls.poll() == 0
+    assert health.status == "degraded"
+    (tmp_path / "away").rename(bare)
+    polls.poll()
+    assert health.status == "ok"
+
+
+def test_a_commit_is_a_hash_and_nothing_else() -> None:
+    for value in ("main", "0" * 39, "0" * 41, "G" * 40, f"{'0' * 40}\n", 1, None):
+        with pytest.raises(ValueRefusedError):
+            rules().job("fleet", {}, {"ref": "refs/heads/main", "after": value})
+
+
+def test_what_needs_a_repository_says_so(origin: Origin) -> None:
+    ansible = AnsibleConfig(checkout="/c", inventory="i", programs="/p")
+    hook = HookConfig(http=HttpConfig(host="127.0.0.1", port=1), rules="/r", ansible=ansible)
+    with pytest.raises(ConfigError, match="there is no repository"):
+        check_commits(hook, rules())
+    with pytest.raises(RulesError, match="expected no secrets for kind git"):
+        read_rules(
+            '{"sources": [{"name": "a", "kind": "git", "secrets": ["s"]}], "playbooks": [], '
+            '"rules": []}',
+            "rules.yml",
+        )
