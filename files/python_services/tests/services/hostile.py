@@ -28,7 +28,14 @@ MOST_SECONDS = 200.0
 # Before the next attempt where none is let in: a thousand at once would only keep each other busy.
 REFUSED_SECONDS, MOST_REFUSED_SECONDS = 0.05, 2.0
 # What each port of ours has, and what only one of them has.
-POSTS = ("/health", "/api/execute", "/heartbeat", "/api/llm/generate", "/api/memory/set")
+POSTS = (
+    "/health",
+    "/api/execute",
+    "/heartbeat",
+    "/hooks/alerts",
+    "/api/llm/generate",
+    "/api/memory/set",
+)
 
 
 @dataclass

@@ -70,6 +70,15 @@ def _deadman(folder: Path) -> dict[str, Any]:
     return {"credential": "token", "state_path": str(folder / "state.json")}
 
 
+def _hook(folder: Path) -> dict[str, Any]:
+    source = {"name": "alerts", "kind": "alertmanager", "secrets": ["token"]}
+    (folder / "rules.yml").write_text(
+        json.dumps({"sources": [source], "playbooks": ["site.yml"], "rules": []})
+    )
+    ansible = {"checkout": str(folder), "inventory": "hosts", "programs": "/usr/bin"}
+    return {"rules": str(folder / "rules.yml"), "state": str(folder / "state"), "ansible": ansible}
+
+
 SERVICES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "api": _api,
     "agent": _agent,
@@ -78,6 +87,7 @@ SERVICES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "dispatcher": _dispatcher,
     "kafka-exporter": _kafka_exporter,
     "deadman": _deadman,
+    "hook": _hook,
 }
 
 

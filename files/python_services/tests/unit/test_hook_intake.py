@@ -154,6 +154,21 @@ def test_wrong_ways_to_ask(hook: Hook) -> None:
     assert hook.queue.pending() == []
 
 
+def test_a_sender_that_goes_away_is_no_defect(hook: Hook) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/hooks/github", "headers": []}
+    scope |= {"query_string": b"", "http_version": "1.1", "client": None, "server": None}
+    asyncio.run(hook.app(scope, receive, send))
+    assert sent[0]["status"] == 400
+
+
 def test_a_value_that_the_rule_does_not_take_is_refused(hook: Hook) -> None:
     body = body_of("standard_webhooks")
     body["data"]["channel"] = "nightly"

@@ -317,3 +317,41 @@ def test_test_rule_shows_what_a_delivery_would_start(
     assert (status, shown["starts"]) == (1, None)
     assert shown["because"]["deploy-api"] == "field ref does not match"
     assert shown["because"]["mend"] == "is for source alertmanager"
+
+
+def test_check_config_looks_at_rules_and_secrets(
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = {
+        "http": {"host": "127.0.0.1", "port": 9118},
+        "rules": str(file),
+        "ansible": {"checkout": "/c", "inventory": "inventories/lab", "programs": "/usr/bin"},
+    }
+    path = tmp_path / "config.json"
+
+    def check(status: int, said: str, **change: Any) -> None:
+        path.write_text(json.dumps(config | change))
+        with pytest.raises(SystemExit) as ended:
+            main(["--config", str(path), "--check-config"])
+        assert ended.value.code == status
+        assert said in "".join(capsys.readouterr())
+
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    check(0, "config.json: ok")
+    check(2, "unknown field `runer` (did you mean `runner`?)", runer="process")
+    check(2, "cannot read the rules", rules=str(tmp_path / "none.yml"))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    check(2, "credential 'hook_github': cannot read")
+    for name in ("hook_github", "hook_github_next", "hook_alerts", "hook_releases"):
+        (tmp_path / name).write_text("a secret of thirty-two characters")
+    check(2, "source standard_webhooks, credential 'hook_releases': a signing secret is base64")
+    (tmp_path / "hook_releases").write_text("whsec_" + "A" * 32)
+    check(0, "config.json: ok")
+    commit = file.read_text().replace(
+        "playbook: playbooks", "commit: after\n    playbook: playbooks"
+    )
+    file.write_text(commit)
+    check(2, "rule 'mend', run.commit: there is no repository configured")

@@ -58,13 +58,16 @@ def _serve(argv: Sequence[str]) -> int:
         "the commands: runs, cancel, check-rules, test-rule.",
     )
     arguments = parser.parse_args(argv)
-    rules = _rules(Path(_config(arguments.config).rules))
-    if arguments.check_config and "CREDENTIALS_DIRECTORY" in os.environ:
-        try:
-            service.secrets_of(rules)
-        except ConfigError as error:
-            fail(str(error))
-    return service.run(config_from_arguments(arguments, HookConfig), rules)
+    config = _config(arguments.config)
+    rules = _rules(Path(config.rules))
+    try:
+        service.check_commits(config, rules)
+        if not arguments.check_config or "CREDENTIALS_DIRECTORY" in os.environ:
+            secrets = service.secrets_of(rules)
+    except ConfigError as error:
+        fail(str(error))
+    config = config_from_arguments(arguments, HookConfig)
+    return service.run(config, rules, secrets)
 
 
 def _config(path: Path) -> HookConfig:

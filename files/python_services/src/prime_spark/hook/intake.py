@@ -14,6 +14,7 @@ import msgspec
 import structlog
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
+from starlette.requests import ClientDisconnect
 
 from prime_spark.config import HttpConfig
 from prime_spark.hook.metrics import HookMetrics
@@ -144,13 +145,16 @@ class Intake:
     async def _body(self, request: Request) -> bytes:
         declared = request.headers.get("content-length", "0")
         body = bytearray()
-        if not declared.isdigit() or int(declared) <= self._body_bytes:
-            async for piece in request.stream():
-                body += piece
-                if len(body) > self._body_bytes:
-                    break
-            else:
-                return bytes(body)
+        try:
+            if not declared.isdigit() or int(declared) <= self._body_bytes:
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > self._body_bytes:
+                        break
+                else:
+                    return bytes(body)
+        except ClientDisconnect:
+            raise _AnswerError(400, "the sender has gone away") from None
         raise _AnswerError(413, f"a body has at most {self._body_bytes} bytes")
 
 

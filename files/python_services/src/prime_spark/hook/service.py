@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prometheus_client import REGISTRY
@@ -62,14 +63,9 @@ def open_queue(config: HookConfig) -> Queue:
         fail(f"state {state}: {error}")
 
 
-def run(config: HookConfig, rules: Rules) -> int:
+def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) -> int:
     """Run the hook; return the exit status."""
     configure_logging("hook", config.log_level)
-    try:
-        secrets = secrets_of(rules)
-        check_commits(config, rules)
-    except ConfigError as error:
-        fail(str(error))
     queue = open_queue(config)
 
     async def main_task(service: Service) -> None:
