@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ class Hook:
         (folder / "rules.yml").write_text(json.dumps(rules))
         self.command = HookCommand("hook", folder, config, SECRETS)
         self.daemon = Daemon(self.command)
-        self.number = 0
+        self.numbers = count()
 
     def git(self, *arguments: str) -> None:
         who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
@@ -185,10 +186,9 @@ class Hook:
         return Queue(self.folder / "state" / "queue.sqlite")
 
     def send(self, kind: str = "note", *, limit: str = "h1", **data: Any) -> tuple[int, Any]:
-        self.number += 1
         body = {"type": kind, "data": {"limit": limit, "mark": "x", "seconds": 0} | data}
         content = encoded("standard_webhooks", body)
-        identity = f"msg_{os.getpid()}_{self.number}"
+        identity = f"msg_{os.getpid()}_{next(self.numbers)}"
         return self.post("any", *signed("standard_webhooks", content, identity=identity))
 
     def post(self, source: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
@@ -361,7 +361,7 @@ def test_kill_9_at_any_moment_loses_no_run_and_makes_none_twice(tmp_path: Path) 
                 runs[hook.run(limit=moments.choice(HOSTS), mark=mark)] = mark
             if number % 2:  # one that is under way
                 eventually(hook.queue.active, PATIENCE, "active")
-            time.sleep(moments.uniform(0, 2.0))
+            time.sleep(moments.uniform(0, 1.5))
             hook.daemon.kill()
         hook.start()
         states = Counter(hook.ended(run).state for run in runs)

@@ -106,6 +106,7 @@ class Queue:
     def __init__(self, path: Path, max_queued: int = 1000, max_deliveries: int = 20_000) -> None:
         self._max_queued = max_queued
         self._max_deliveries = max_deliveries
+        self._until_pruned = 0
         self._lock = threading.Lock()
         self._db = sqlite3.connect(
             path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
@@ -174,12 +175,20 @@ class Queue:
         db.executemany(
             "INSERT INTO deliveries VALUES (?, ?, ?)", [(key, taken.run, now) for key in keys]
         )
+        self._prune_deliveries(db)
+        return taken
+
+    def _prune_deliveries(self, db: sqlite3.Connection) -> None:
+        """Forget the oldest deliveries, now and then: that reads all that are kept."""
+        self._until_pruned -= 1
+        if self._until_pruned > 0:
+            return
+        self._until_pruned = self._max_deliveries // 100
         db.execute(
             "DELETE FROM deliveries WHERE key IN "
             "(SELECT key FROM deliveries ORDER BY at DESC LIMIT -1 OFFSET ?)",
             (self._max_deliveries,),
         )
-        return taken
 
     # -- what is there ------------------------------------------------------------------------
 
