@@ -332,7 +332,7 @@ def test_a_cancelled_run_leaves_no_process(hook: Hook) -> None:
             assert hook.processes(run) == []
 
 
-def test_time_is_up_and_a_process_that_dies_without_a_word(hook: Hook) -> None:
+def test_time_is_up_and_a_process_that_dies_without_a_result(hook: Hook) -> None:
     late, dead = hook.run("late", limit="h1"), hook.run("hang", limit="h2")
     eventually(lambda: hook.hanging(dead), PATIENCE, "hanging")
     waits = hook.run(limit="h2", mark="after")

@@ -216,7 +216,7 @@ def test_a_full_queue_says_when_to_come_again(hook: Hook) -> None:
     assert alert("stable", "1").status_code == 202
 
 
-def test_a_queue_that_cannot_be_written_is_no_reason_to_fall_over(hook: Hook) -> None:
+def test_a_queue_that_cannot_be_written_is_answered_503(hook: Hook) -> None:
     hook.queue.close()
     assert hook.post("github").status_code == 503
     assert hook.request("GET", "/health", {}, b"").status_code == 503

@@ -152,7 +152,7 @@ def test_a_process_that_does_not_start_fails_the_run_and_can_start_no_more(parts
     assert RunDirectory(parts.runs / str(run)).claim() is None
 
 
-def test_a_process_that_is_gone_without_a_word_is_lost(parts: Parts) -> None:
+def test_a_process_that_is_gone_without_a_result_is_lost(parts: Parts) -> None:
     parts.hosts(None, "h1")
     run = parts.put("a")
     parts.scheduler.start_what_can()
@@ -161,7 +161,7 @@ def test_a_process_that_is_gone_without_a_word_is_lost(parts: Parts) -> None:
     parts.scheduler.look()
     claim.release()
     assert parts.scheduler.look()
-    assert parts.state(run) == ("lost", "its process ended without a word")
+    assert parts.state(run) == ("lost", "its process ended without a result")
     assert parts.queue.active() == []
 
 

@@ -81,6 +81,7 @@ def test_a_worktree_is_at_exactly_the_commit(origin: Origin, repository: Reposit
 def test_only_commits_of_allowed_refs_are_played(origin: Origin, repository: Repository) -> None:
     origin.push("one")
     elsewhere = origin.push("evil", "feature/main")
+    origin.push("odd", "x/refs/heads/main")
     for commit in (elsewhere, "0" * 40):
         with pytest.raises(GitError, match="no allowed ref contains"):
             repository.checkout(commit)

@@ -104,6 +104,7 @@ def test_a_delivery_becomes_what_its_rule_says_and_nothing_else() -> None:
         {"ref": "refs/tags/v1"},
         {"ref": ["refs/heads/main"]},
         {"ref": None},
+        {"ref": "refs/heads/" + "x" * 5000},
         {"repository": {"full_name": "example/fleet2"}},
         {"repository": "example/fleet"},
         {"deleted": True},

@@ -89,7 +89,7 @@ class RunDirectory:
         return Claim(descriptor)
 
     def status(self) -> Literal["unclaimed", "alive", "lost"] | Result:
-        """Return how the run stands; `lost` when its process ended without a word."""
+        """Return how the run stands; `lost` when its process ended without a result."""
         try:
             with (self.path / "claim").open("rb") as claim:
                 fcntl.flock(claim, fcntl.LOCK_SH | fcntl.LOCK_NB)

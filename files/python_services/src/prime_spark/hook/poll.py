@@ -1,4 +1,4 @@
-"""Asking the repository by and by what its refs point to: the way in that exposes nothing."""
+"""Asking the repository what its refs point to, at intervals: the way in that exposes nothing."""
 
 from __future__ import annotations
 

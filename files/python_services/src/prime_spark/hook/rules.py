@@ -34,6 +34,8 @@ VariableName = Annotated[str, Meta(pattern=r"^[a-z_][a-z0-9_]{0,63}\Z")]
 
 _TEMPLATE = re.compile(r"\{[{%#]")
 _COMMIT = "[0-9a-f]{40}([0-9a-f]{24})?"
+# A pattern may take long on more.
+_MATCHED_CHARS = 4096
 _MAX_BYTES = 1024 * 1024
 
 
@@ -91,7 +93,7 @@ class Condition(Config, frozen=True):
             return _same(value, self.equals)
         if not isinstance(self.one_of, UnsetType):
             return any(_same(value, each) for each in self.one_of)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or len(value) > _MATCHED_CHARS:
             return False
         if isinstance(self.glob, str):
             return fnmatch.fnmatchcase(value, self.glob)

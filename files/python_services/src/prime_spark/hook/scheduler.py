@@ -31,7 +31,9 @@ from prime_spark.runtime.service import Service
 _log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 0.3
-_IDLE_SECONDS = 1.0
+_IDLE_LOOK_SECONDS = 1.0
+# What a command has changed in the queue is seen after so long; all else wakes us.
+_IDLE_SECONDS = 5.0
 # Until a process that was started has claimed its run; then it is started again.
 _CLAIM_SECONDS = 30.0
 _STARTS = 3
@@ -71,6 +73,7 @@ class Scheduler:
         self._lock = threading.Lock()
         self._hosts: dict[tuple[str | None, ...], tuple[float, frozenset[str]]] = {}
         self._changed = asyncio.Event()
+        self._following = True
 
     def wake(self) -> None:
         """There is something new in the queue."""
@@ -85,7 +88,7 @@ class Scheduler:
             self._changed.set()
 
     async def _follow(self, service: Service) -> None:
-        while not await service.pause(_LOOK_SECONDS):
+        while not await service.pause(_LOOK_SECONDS if self._following else _IDLE_LOOK_SECONDS):
             service.beat("following runs")
             if await asyncio.to_thread(self.look):
                 self._changed.set()
@@ -198,7 +201,9 @@ class Scheduler:
 
     def look(self) -> bool:
         """See how the runs stand that may have a process; return whether one has ended."""
-        ended = [run for run in self._queue.active() if self._look_at(run)]
+        active = self._queue.active()
+        self._following = bool(active)
+        ended = [run for run in active if self._look_at(run)]
         if ended:
             for old in self._queue.prune(self._config.limits.kept_runs):
                 shutil.rmtree(self._runs / str(old), ignore_errors=True)
@@ -229,7 +234,7 @@ class Scheduler:
             directory.prepare(self._order(run))
             self._launch(run)
             return False
-        # With the claim in our hands no process begins any more.
+        # While we hold the claim, no process begins any more.
         claim = directory.claim()
         if claim is None:
             return False
@@ -254,9 +259,9 @@ class Scheduler:
             end(partial(marked, directory.path))
 
     def _close_lost(self, run: Run, directory: RunDirectory) -> bool:
-        """The run's process ended without a word: end what it has left, then unlock its hosts."""
+        """The run's process ended without a result: end what it has left, then unlock its hosts."""
         left = end(partial(marked, directory.path))
-        reason = "its process ended without a word"
+        reason = "its process ended without a result"
         if left:
             reason += f"; still there: processes {', '.join(map(str, left))}"
         shutil.rmtree(directory.private, ignore_errors=True)
