@@ -206,8 +206,8 @@ _LEAVES_ORPHANS = """
 import os, subprocess, sys, time
 from prime_spark.hook.processes import adopt_orphans, descendants, end_descendants
 adopt_orphans()
-stubborn = "trap '' TERM; echo ready; exec >&-; sleep 3005; :"
-script = f'setsid --fork sleep 3004 >&-; setsid --fork sh -c "{stubborn}"'
+stubborn = "trap '' TERM; echo ready; exec >&-; sleep 62; :"
+script = f'setsid --fork sleep 61 >&-; setsid --fork sh -c "{stubborn}"'
 # Ends when the last one has closed its output.
 subprocess.run(["env", "-i", "sh", "-c", script], stdout=subprocess.PIPE, check=True)
 assert len(descendants()) >= 2, descendants()
