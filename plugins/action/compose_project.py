@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.loader import action_loader
+
+# Ansible makes module_utils importable on hosts only, not for its own plugins.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
+
+from prime_spark_inventory.endpoints import ROLES, defaults_of
 
 ConfigTree: Any = action_loader.get("config_tree", class_only=True)
 
@@ -36,6 +43,12 @@ class ActionModule(ConfigTree):
             {"path": os.path.join(directory, ".env"), "content": "".join(lines), "mode": "0600"}
         )
         return arguments
+
+    def render(self, source: str, path: str, task_vars: dict[str, Any]) -> str:
+        """As any template; those of a project find what the role docker has for all containers."""
+        search = [*task_vars.get("ansible_search_path", []), str(ROLES / "docker")]
+        variables = {**defaults_of("docker"), **task_vars, "ansible_search_path": search}
+        return str(super().render(source, path, variables))
 
     @staticmethod
     def config_hashes(

@@ -92,6 +92,11 @@ def topics(**configs: str) -> dict[str, Any]:
     return dict(wanted)
 
 
+def registries() -> list[str]:
+    """The registries, and one more."""
+    return [*setting(TIMESCALE, "docker", "docker_insecure_registries"), "registry.invalid:5000"]
+
+
 def rights() -> list[dict[str, Any]]:
     """The rights, and one more."""
     more = {"principal": "User:telemetry", "resource_type": "TOPIC"}
@@ -128,7 +133,7 @@ SETTINGS = {
     ),
     # The daemon restarts, and the containers on it with it: none of them is to be recreated.
     "daemon": Setting(
-        "docker,timescale", TIMESCALE, "docker_log_max_size", "9m",
+        "docker,timescale", TIMESCALE, "docker_insecure_registries", registries(),
         "docker : Configure and run the daemon",
     ),
     "connections": Setting(

@@ -32,16 +32,16 @@ PORTS = {project: f"{project}_port" for project in PROJECTS}
 SSH_PORT = 22
 
 
-def placed() -> list[Any]:
+def placed(*projects: str) -> list[Any]:
     """Every project on every host of its group."""
     return [
         pytest.param(name, project, id=f"{project}-{name}")
-        for project in PROJECTS
+        for project in projects
         for name in members(project)
     ]
 
 
-each_project = pytest.mark.parametrize(("host", "project"), placed(), indirect=["host"])
+each_project = pytest.mark.parametrize(("host", "project"), placed(*PROJECTS), indirect=["host"])
 
 
 def containers(host: Host, project: str) -> list[dict[str, Any]]:
@@ -80,12 +80,18 @@ def test_the_image_is_the_one_that_the_digest_in_the_inventory_names(
         assert f"{repository.rpartition(':')[0]}@{digest}" in image["RepoDigests"]
 
 
-@each_project
-def test_containers_are_limited_and_restarted(host: Host, project: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "project"), placed(*PROJECTS, "monitoring", "exporters"), indirect=["host"]
+)
+def test_containers_have_the_baseline(host: Host, project: str) -> None:
     """Docker forgets a limit that the host's cgroups cannot enforce; compose asks for it always."""
     enforces = json.loads(
         shell(host, "docker info --format '[{{.MemoryLimit}}, {{.PidsLimit}}, {{.CPUCfsQuota}}]'")
     )
+    log = {
+        option: str(setting(name_of(host), "docker", f"docker_log_{option.replace('-', '_')}"))
+        for option in ("max-size", "max-file")
+    }
     directory = f"/opt/prime-spark/stack/{project}"
     asked = json.loads(shell(host, 'cd "$1" && docker compose config --format json', directory))
     for container in containers(host, project):
@@ -96,12 +102,15 @@ def test_containers_are_limited_and_restarted(host: Host, project: str) -> None:
         limits = [settings["Memory"], settings["PidsLimit"] or 0]
         wanted = [int(service["mem_limit"]), service["pids_limit"]]
         assert limits == [w if e else 0 for w, e in zip(wanted, enforces[:2], strict=True)]
-        assert settings["RestartPolicy"]["Name"] in {"always", "unless-stopped"}
-        assert {"max-size", "max-file"} <= set(settings["LogConfig"]["Config"])
+        assert settings["RestartPolicy"]["Name"] == "unless-stopped"
+        assert settings["LogConfig"] == {"Type": "json-file", "Config": log}
         assert container["Config"]["Healthcheck"]["Test"]
         assert not settings["Privileged"]
-        assert "no-new-privileges:true" in settings["SecurityOpt"]
+        assert settings["SecurityOpt"] == ["no-new-privileges:true"]
         assert settings["NetworkMode"] != "host"
+        assert (settings["CapDrop"], settings["CapAdd"]) == (["ALL"], None)
+        assert settings["ReadonlyRootfs"]
+        assert int(container["Config"]["User"].partition(":")[0]) > 0
 
 
 @on("managed")

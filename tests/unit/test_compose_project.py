@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
 
 module: Any = sys.modules["prime_spark_modules.compose_project"]
 tree_module: Any = sys.modules["ansible.module_utils.prime_spark_tree"]
@@ -32,6 +35,31 @@ def hashes(
 
     arguments = {"files": listed(files), "secret_files": listed(secrets or {})}
     return dict(action.config_hashes(arguments, DIRECTORY, live))
+
+
+TEMPLATE = """
+{% from "compose_baseline.j2" import baseline with context %}
+services:
+  web:
+{{ baseline("web-server", uid="71", memory="1g", pids=9, check=["true"], start_period="5s") }}
+    image: web
+"""
+
+
+@pytest.mark.parametrize(("given", "size"), [({}, "10m"), ({"docker_log_max_size": "9m"}, "9m")])
+def test_a_template_finds_what_the_role_docker_has(
+    tmp_path: Path, given: dict[str, Any], size: str
+) -> None:
+    source = tmp_path / "compose.yml.j2"
+    source.write_text(TEMPLATE)
+    plugin = action.__new__(action)
+    plugin._loader = DataLoader()
+    plugin._templar = Templar(loader=plugin._loader)
+    text = plugin.render(str(source), "/x", {"ansible_facts": {"distribution": "Ubuntu"}, **given})
+    service = yaml.safe_load(text)["services"]["web"]
+    assert service["logging"]["options"] == {"max-size": size, "max-file": "3"}
+    assert service["labels"] == {"prime-spark.config": "${CONFIG_HASH_WEB_SERVER}"}
+    assert (service["user"], service["image"]) == ("71:71", "web")
 
 
 FILES = {"compose.yml": "services: {}", "config/a/x.conf": "1", "config/b/x.conf": "1"}

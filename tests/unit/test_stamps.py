@@ -24,6 +24,7 @@ from prime_spark_inventory.stamps import Stamps, with_facts  # noqa: E402
 ROLES = sorted(p.name for p in (ROOT / "roles").iterdir() if (p / "meta").is_dir())
 # Imported by others, never played by itself.
 PLAYED = [role for role in ROLES if role != "python_service"]
+STACKS = [role for role in ROLES if (ROOT / "roles" / role / "templates/stack").is_dir()]
 COPIED = ("roles", "plugins", "playbooks", "files/python_services")
 
 
@@ -163,6 +164,18 @@ def test_what_an_action_looks_up_by_itself_is_in_the_stamp(inventory: dict[str, 
     assert stamps_of("redis", changed)[host] != before
 
 
+@pytest.mark.parametrize("role", STACKS)
+def test_what_containers_take_from_the_role_docker_is_in_the_stamp(
+    role: str, inventory: dict[str, Any]
+) -> None:
+    host = inventory["groups"][role][0]
+    before = stamps_of(role, inventory)[host]
+    for name in ("docker_log_max_size", "docker_log_max_file"):
+        changed = copy.deepcopy(inventory)
+        changed["raw"][host][name] = "another value"
+        assert stamps_of(role, changed)[host] != before, name
+
+
 def test_how_much_is_played_is_no_input(inventory: dict[str, Any]) -> None:
     host = inventory["groups"]["monitoring"][0]
     changed = copy.deepcopy(inventory)
@@ -272,6 +285,8 @@ def test_every_file_that_makes_a_role_is_in_its_stamp(
     for name in ("modules/config_tree", "filter/wireguard", "module_utils/prime_spark_tree"):
         changes("redis", tmp_path / f"plugins/{name}.py")
     changes("telemetry", tmp_path / "roles/python_service/templates/service.j2")
+    for role in STACKS:
+        changes(role, tmp_path / "roles/docker/templates/compose_baseline.j2")
     services = tmp_path / "files/python_services"
     for pattern in (
         "src/prime_spark/telemetry/__init__.py",

@@ -25,6 +25,7 @@ FILTER = re.compile(r'^ +"(\w+)": ', re.MULTILINE)
 # A name that a filter puts together: f"{role}_state".
 SUFFIX = re.compile(r'f"\{[^{}]*\}(_\w+)"')
 FACT = re.compile(r"""ansible_facts\[['"](\w+)['"]\]""")
+IMPORTED_TEMPLATE = re.compile(r"""\{%-? *(?:from|import|include) ['"]([\w./-]+)['"]""")
 LOOKUP = re.compile(r"\b(lookup|query|q)\(")
 # Lines around a mention of `hostvars` in which the names of other hosts' variables stand.
 NEAR = 4
@@ -107,13 +108,21 @@ class References:
         return found
 
     def role_files(self, role: str) -> list[tuple[str, bytes]]:
-        """The files of a role and of the roles that it imports, without the catalogue's."""
+        """The files of a role, the templates that these import, and the roles that it imports.
+
+        Without the catalogue's.
+        """
         found = [
             (f"{role}/{name}", content)
             for name, content in files_below(self.repository / "roles" / role)
             if name != "meta/fleet.yml"
         ]
         text = b"\n".join(content for _, content in found).decode(errors="replace")
+        # Beside its own a role's templates find those of the role docker.
+        shared = self.repository / "roles" / "docker" / "templates"
+        for name in sorted(set(IMPORTED_TEMPLATE.findall(text))):
+            if (shared / name).is_file():
+                found.append((f"docker/{name}", (shared / name).read_bytes()))
         if re.search(r"\b(import|include)_role\b", text):
             names = words(text) - {role}
             for other in sorted(p.name for p in (self.repository / "roles").iterdir()):
