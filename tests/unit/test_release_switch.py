@@ -177,5 +177,5 @@ def test_going_back_nowhere_is_a_failure(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 2, done.stdout + done.stderr
-    said = "no host of this run has a service nonesuch; there are telemetry, ingest, api, agent,"
+    said = "no host of this run has a service nonesuch; there are kafka-admin, db, ingest,"
     assert said in done.stdout
