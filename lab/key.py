@@ -25,6 +25,8 @@ INPUTS = (
     "playbooks",
     "roles",
     "plugins",
+    "meta",
+    "collections",
     "inventories/lab",
     "files/python_services/dags",
     "files/python_services/locks",

@@ -1,4 +1,4 @@
-"""Leaves out what tests/stages.toml lists as long forms, unless PRIME_SPARK_FULL=1."""
+"""Makes the collection importable, leaves out long forms unless PRIME_SPARK_FULL=1."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from ansible.plugins.loader import init_plugin_loader
 
 ROOT = Path(__file__).resolve().parents[1]
+# Plugins are imported, and found by templates, under the names of the collection.
+init_plugin_loader([str(ROOT / "collections")])
 LONG_FORMS = [
     entry["test"]
     for entry in tomllib.loads((ROOT / "tests" / "stages.toml").read_text())["long_form"]

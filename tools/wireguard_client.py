@@ -22,17 +22,26 @@ from ansible import constants
 from ansible.cli import CLI
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar
+from ansible.utils.collection_loader import AnsibleCollectionConfig
 from ansible.vars.manager import VariableManager
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PLUGINS = REPOSITORY / "plugins"
-sys.path[:0] = [str(REPOSITORY), str(PLUGINS / "module_utils"), str(PLUGINS / "plugin_utils")]
+if not AnsibleCollectionConfig.collection_finder:
+    init_plugin_loader([str(REPOSITORY / "collections")])
 
-from prime_spark_inventory.vpn import FIELDS, hubs  # noqa: E402
-from prime_spark_wireguard import generate_private_key, public_key_of  # noqa: E402
-
-from plugins.filter import wireguard as filters  # noqa: E402
+from ansible_collections.prime_spark.fleet.plugins.filter import (  # noqa: E402
+    wireguard as filters,
+)
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (  # noqa: E402
+    generate_private_key,
+    public_key_of,
+)
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.vpn import (  # noqa: E402
+    FIELDS,
+    hubs,
+)
 
 HEADER = "# Devices in the VPN that no playbook manages. Public keys only: the others stay there.\n"
 KEEPALIVE_SECONDS = 25

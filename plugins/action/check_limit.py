@@ -10,18 +10,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ansible.inventory.manager import PATTERN_WITH_SUBSCRIPT, split_host_pattern
 from ansible.plugins.action import ActionBase
-
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory.catalogue import prepared
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import prepared
 
 
 def problems(limit: str, groups: Mapping[str, list[str]]) -> list[str]:

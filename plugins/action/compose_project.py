@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.loader import action_loader
-
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory.endpoints import ROLES, defaults_of
-
-ConfigTree: Any = action_loader.get("config_tree", class_only=True)
+from ansible_collections.prime_spark.fleet.plugins.action.config_tree import (
+    ActionModule as ConfigTree,
+)
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.endpoints import ROLES, defaults_of
 
 
 class ActionModule(ConfigTree):
     """Render ``templates/stack`` of the calling role into the project directory."""
-
-    MODULE = "compose_project"
 
     def module_arguments(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         name = self._task.args.get("name")

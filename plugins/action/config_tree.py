@@ -13,9 +13,7 @@ TREE_KEYS = {"src", "dest", "owner", "group", "mode", "dir_mode", "secret", "pur
 
 
 class ActionModule(ActionBase):
-    """Render ``trees`` and hand everything to the module named ``MODULE``."""
-
-    MODULE = "config_tree"
+    """Render ``trees`` and hand everything to the module of the task."""
 
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
@@ -23,9 +21,7 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         result.update(
             self._execute_module(
-                module_name=self.MODULE,
-                module_args=self.module_arguments(task_vars or {}),
-                task_vars=task_vars,
+                module_args=self.module_arguments(task_vars or {}), task_vars=task_vars
             )
         )
         return result
@@ -43,8 +39,8 @@ class ActionModule(ActionBase):
             unknown = set(tree) - TREE_KEYS
             if unknown or not {"src", "dest"} <= set(tree):
                 raise AnsibleActionFail(
-                    f"{self.MODULE}: a tree needs src and dest and knows {sorted(TREE_KEYS)}, "
-                    f"got {sorted(tree)}"
+                    f"{self._task.action}: a tree needs src and dest and knows "
+                    f"{sorted(TREE_KEYS)}, got {sorted(tree)}"
                 )
             files, directories = self.render_tree(tree, task_vars)
             arguments["secret_files" if tree.get("secret") else "files"] += files
@@ -62,7 +58,8 @@ class ActionModule(ActionBase):
         """The role that the operator knows: of roles that import each other, the outermost."""
         # Innermost parent first.
         parents = list(task_vars.get("ansible_parent_role_names") or [])
-        return str(parents[-1] if parents else task_vars.get("role_name", ""))
+        name = str(parents[-1] if parents else task_vars.get("role_name", ""))
+        return name.removeprefix("prime_spark.fleet.")
 
     def render_tree(
         self, tree: dict[str, Any], task_vars: dict[str, Any]

@@ -6,15 +6,14 @@ import hashlib
 import os
 from typing import Any
 
-from ansible.plugins.loader import action_loader
-
-ConfigTree: Any = action_loader.get("config_tree", class_only=True)
+from ansible_collections.prime_spark.fleet.plugins.action.config_tree import (
+    ActionModule as ConfigTree,
+)
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import ROOT
 
 
 class ActionModule(ConfigTree):
     """Render the files that check mode stages; outside it, send none of them."""
-
-    MODULE = "converge_command"
 
     def module_arguments(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         if self._task.check_mode:
@@ -27,14 +26,10 @@ class ActionModule(ConfigTree):
             arguments.pop(key, None)
         return {**arguments, **self.owner(task_vars)}
 
-    def digest_of(self, below: str) -> str:
+    @staticmethod
+    def digest_of(below: str) -> str:
         """Hash over the files of a directory of the services' sources, as the module makes it."""
-        directory = self._loader.get_basedir()
-        while not os.path.isdir(os.path.join(directory, "files", "python_services")):
-            if directory == os.path.dirname(directory):
-                return ""
-            directory = os.path.dirname(directory)
-        source = os.path.join(directory, "files", "python_services", "src", below)
+        source = os.path.join(ROOT, "files", "python_services", "src", below)
         digest = hashlib.sha256()
         for name in sorted(os.listdir(source)):
             path = os.path.join(source, name)

@@ -7,20 +7,19 @@ its stamp is the one of the last whole run and where nothing that this run broug
 from __future__ import annotations
 
 import json
-import sys
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ansible import context
 from ansible.plugins.action import ActionBase
-
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory.catalogue import catalogue
-from prime_spark_inventory.plan import Known, Plan, Selection, is_sealed
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import catalogue
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.plan import (
+    Known,
+    Plan,
+    Selection,
+    is_sealed,
+)
 
 
 class ActionModule(ActionBase):

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory.catalogue import of_groups
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import of_groups
 
 COLUMNS = ("host", "roles", "vpn", "mounts", "containers", "units", "telemetry")
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
-
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory.plan import Selection
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.plan import Selection
 
 # A host that has not answered by then is away; what comes later has the patience of ansible.cfg.
 CONNECT_SECONDS = 10

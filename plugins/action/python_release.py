@@ -17,6 +17,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import ROOT
 
 # Part of every release's hash: raise it when the way of building or installing changes.
 FORMAT = "1"
@@ -32,7 +33,7 @@ class ActionModule(ActionBase):
     ) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        source = self.source_directory()
+        source = str(ROOT / "files" / "python_services")
         asked = self._execute_module(module_args=arguments, task_vars=task_vars)
         if asked.get("failed"):
             return {**result, **asked}
@@ -74,19 +75,6 @@ class ActionModule(ActionBase):
             if "archive" in arguments:
                 self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
-
-    def source_directory(self) -> str:
-        """``files/python_services`` of the repository, wherever the playbook lies."""
-        directory = self._loader.get_basedir()
-        while True:
-            candidate = os.path.join(directory, "files", "python_services")
-            if os.path.exists(os.path.join(candidate, "pyproject.toml")):
-                return candidate
-            if directory == os.path.dirname(directory):
-                raise AnsibleActionFail(
-                    f"no files/python_services above {self._loader.get_basedir()}"
-                )
-            directory = os.path.dirname(directory)
 
     def build(self, source: str, lock: str, target: str, release: str) -> str:
         """The release's archive on the controller, built once for all hosts and services."""

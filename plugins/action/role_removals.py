@@ -5,17 +5,11 @@ Runs on the controller alone, after every host has said which roles left records
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory.catalogue import catalogue
-from prime_spark_inventory.removals import removals, to_confirm
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import catalogue
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.removals import removals, to_confirm
 
 
 class ActionModule(ActionBase):

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import secrets
-import sys
-from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory.plan import sealing_key
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.plan import sealing_key
 
 
 class ActionModule(ActionBase):

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ansible import __version__
@@ -20,16 +18,17 @@ from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 from ansible.utils.vars import load_extra_vars
-
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory import Fleet, Role, judge
-from prime_spark_inventory.addresses import listening
-from prime_spark_inventory.catalogue import ROOT, catalogue, load, prepared
-from prime_spark_inventory.fleet import SECRET, expected
-from prime_spark_inventory.stamps import Stamps
-from prime_spark_inventory.values import check_value
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.addresses import listening
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import (
+    ROOT,
+    catalogue,
+    load,
+    prepared,
+)
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.fleet import SECRET, expected
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.inventory import Fleet, Role, judge
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.stamps import Stamps
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.values import check_value
 
 MISSING = re.compile(r"'(\w+)' is undefined")
 

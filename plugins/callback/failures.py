@@ -69,7 +69,7 @@ class CallbackModule(CallbackBase):
 
     def _keep(self, result: Any) -> None:
         task = result.task
-        path = os.path.relpath(task.get_path()) if task.get_path() else ""
+        path = os.path.relpath(os.path.realpath(task.get_path())) if task.get_path() else ""
         said = self._items.pop((result.host.get_name(), task._uuid), [])
         message = "\n".join(dict.fromkeys(said)) or sentences(result.result)
         self._last[result.host.get_name()] = (task.get_name(), path, message)

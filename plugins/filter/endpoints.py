@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory.endpoints import container_networks, endpoint, endpoint_on, endpoints
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.endpoints import (
+    container_networks,
+    endpoint,
+    endpoint_on,
+    endpoints,
+)
 
 
 class FilterModule:

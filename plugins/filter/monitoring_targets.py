@@ -5,18 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory.catalogue import catalogue
-from prime_spark_inventory.endpoints import endpoint_on
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import catalogue
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.endpoints import endpoint_on
 
 BCRYPT_COST = 10
 BCRYPT_ALPHABET = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"

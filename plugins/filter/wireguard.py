@@ -6,17 +6,17 @@ import base64
 import hashlib
 import hmac
 import ipaddress
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
-# Ansible makes module_utils importable on hosts only, not for its own plugins.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin_utils"))
-
-from prime_spark_inventory.vpn import address_problem, client_problems, hubs, members, problems
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.vpn import (
+    address_problem,
+    client_problems,
+    hubs,
+    members,
+    problems,
+)
 
 DOCUMENTATION = r"""
 name: wireguard

@@ -21,7 +21,10 @@ description:
   - A new definition that does not come up healthy fails the task, and where an earlier one was
     healthy its files and containers come back. The next run tries again.
   - Two runs never work on one project at the same time; the second waits for the first.
-extends_documentation_fragment: [tree, tree.owned, tree.role]
+extends_documentation_fragment:
+  - prime_spark.fleet.tree
+  - prime_spark.fleet.tree.owned
+  - prime_spark.fleet.tree.role
 options:
   name:
     description: Name of the project and of its directory.
@@ -97,8 +100,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_notes import note
-from ansible.module_utils.prime_spark_tree import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     TREE_ARGUMENTS,
     Difference,
     Tree,
@@ -109,7 +112,13 @@ from ansible.module_utils.prime_spark_tree import (
     remove_path,
     uid_of,
 )
-from ansible.module_utils.prime_spark_undo import Before, locked, noted, remember, settle
+from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import (
+    Before,
+    locked,
+    noted,
+    remember,
+    settle,
+)
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **TREE_ARGUMENTS,

@@ -19,7 +19,10 @@ description:
     stays as it is.
   - Two runs never work on one tree at the same time; the second waits for the first.
   - Use it through the action plugin of the same name, which renders C(trees) from templates.
-extends_documentation_fragment: [tree, tree.owned, tree.role]
+extends_documentation_fragment:
+  - prime_spark.fleet.tree
+  - prime_spark.fleet.tree.owned
+  - prime_spark.fleet.tree.role
 options:
   name:
     description: Name of the tree, unique on the host; the record's file name.
@@ -97,8 +100,8 @@ import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_notes import note
-from ansible.module_utils.prime_spark_tree import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     TREE_ARGUMENTS,
     Tree,
     TreeError,
@@ -108,8 +111,13 @@ from ansible.module_utils.prime_spark_tree import (
     switch_link,
     unit_files,
 )
-from ansible.module_utils.prime_spark_undo import Before, locked, remember, settle
-from ansible.module_utils.prime_spark_units import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import (
+    Before,
+    locked,
+    remember,
+    settle,
+)
+from ansible_collections.prime_spark.fleet.plugins.module_utils.units import (
     journal,
     printed,
     run,

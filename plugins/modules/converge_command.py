@@ -16,7 +16,7 @@ description:
     O(secret_files) are laid out in a private directory for it, which is removed afterwards.
   - Where the command cannot look in check mode, because its program or its server is not there yet,
     the task is C(changed) and says what it was deferred for. Outside check mode that is an error.
-extends_documentation_fragment: [tree, tree.role]
+extends_documentation_fragment: [prime_spark.fleet.tree, prime_spark.fleet.tree.role]
 options:
   argv:
     description: The command. C({stage}) stands for the directory of the staged files in check mode,
@@ -87,9 +87,9 @@ import subprocess
 import tempfile
 from typing import Any
 
-from ansible.module_utils.prime_spark_command import CommandError, execute
-from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
-from ansible.module_utils.prime_spark_tree import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.command import CommandError, execute
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     TREE_ARGUMENTS,
     TreeModule,
     stage_files,

@@ -106,7 +106,7 @@ from ansible.module_utils.facts.system.platform import PlatformFactCollector
 from ansible.module_utils.facts.system.python import PythonFactCollector
 from ansible.module_utils.facts.system.service_mgr import ServiceMgrFactCollector
 from ansible.module_utils.facts.virtual.linux import LinuxVirtualCollector
-from ansible.module_utils.prime_spark_state import examine, recorded_roles
+from ansible_collections.prime_spark.fleet.plugins.module_utils.state import examine, recorded_roles
 
 # Not mounts and not hardware: a dead NAS would hang them. By name, since all collectors together
 # would be sent to every host at the start of every run.

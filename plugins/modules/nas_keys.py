@@ -9,7 +9,7 @@ short_description: Keep one file for each host's public key, and no others
 description:
   - Writes the keys that are given and leaves those of the other known hosts alone, so that a run
     with C(--limit) needs to reach nobody else. Removes the keys of hosts that are not known.
-extends_documentation_fragment: [tree.role]
+extends_documentation_fragment: [prime_spark.fleet.tree.role]
 options:
   directory:
     description: Directory of the files, C(<host>.pub) each.
@@ -50,7 +50,7 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
 
 SUFFIX = ".pub"
 

@@ -14,7 +14,7 @@ description:
   - Never waits long for a dead server; RV(mounted) is false then and the automount mounts the share
     when the server is back. A server that answers but refuses the mount is a failure.
   - Makes the sentinel file only after the mount table shows the share at the mount point.
-extends_documentation_fragment: [tree.role]
+extends_documentation_fragment: [prime_spark.fleet.tree.role]
 options:
   state:
     description: V(absent) unmounts the share and disables its units.
@@ -117,7 +117,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
 
 CLONE_NEWNS = 0x00020000
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18

@@ -9,7 +9,7 @@ short_description: Choose the NAS protocol that the kernel has, and make the SSH
 description:
   - V(auto) takes NFSv4 where the kernel has it, else sshfs.
   - The SSH key is made on the host and stays there; only the public key is returned.
-extends_documentation_fragment: [tree.role]
+extends_documentation_fragment: [prime_spark.fleet.tree.role]
 options:
   protocol:
     description: The protocol asked for.
@@ -65,9 +65,9 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_kernel import kernel_has
-from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
-from ansible.module_utils.prime_spark_tree import path_state
+from ansible_collections.prime_spark.fleet.plugins.module_utils.kernel import kernel_has
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import path_state
 
 # By side: the name in /proc/filesystems and the module that brings it.
 KERNEL = {"client": ("nfs4", "nfsv4"), "server": ("nfsd", "nfsd")}

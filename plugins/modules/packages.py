@@ -14,7 +14,7 @@ description:
   - In check mode, packages that are missing are reported as a change. Whether they can be had is
     simulated, but only with fresh package lists, which check mode does not fetch.
   - A dpkg run that was interrupted earlier is completed first.
-extends_documentation_fragment: [tree.role]
+extends_documentation_fragment: [prime_spark.fleet.tree.role]
 options:
   name:
     description: Names of the packages.
@@ -58,7 +58,7 @@ import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
 
 LISTS = "/var/lib/apt/lists"
 UNITS = "/etc/systemd/system"

@@ -67,7 +67,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_tree import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     RECORD_DIR,
     File,
     TreeError,
@@ -75,8 +75,13 @@ from ansible.module_utils.prime_spark_tree import (
     switch_link,
     write_atomically,
 )
-from ansible.module_utils.prime_spark_undo import locked
-from ansible.module_utils.prime_spark_units import journal, run, unit_states, wait_healthy
+from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import locked
+from ansible_collections.prime_spark.fleet.plugins.module_utils.units import (
+    journal,
+    run,
+    unit_states,
+    wait_healthy,
+)
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "service": {"type": "str", "required": True},

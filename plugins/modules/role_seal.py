@@ -42,7 +42,7 @@ unsealed:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_state import seal
+from ansible_collections.prime_spark.fleet.plugins.module_utils.state import seal
 
 
 def main() -> None:

@@ -69,9 +69,12 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_ping import ping
-from ansible.module_utils.prime_spark_wireguard import WireGuardError, known_peers
-from ansible.module_utils.prime_spark_wireguard_revert import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.ping import ping
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
+    WireGuardError,
+    known_peers,
+)
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard_revert import (
     client_connection,
     clock,
     disarm,
@@ -132,7 +135,7 @@ def look(name: str, timeout: int, *, local: bool = False) -> dict[str, Any]:
 def keep(module: AnsibleModule, problem: str) -> None:
     """Ends the module."""
     with locked():
-        state = pending()
+        state: Any = pending()
         if state is not None and not problem:
             disarm()
             # The change itself was reported where it was made; this ends what came with it.

@@ -61,8 +61,8 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_ping import ping
-from ansible.module_utils.prime_spark_wireguard import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.ping import ping
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     WireGuardError,
     known_peers,
     read_text,

@@ -18,7 +18,7 @@ description:
   - A peer without a public key keeps the one that this host was configured with before. Without
     that it is left out and named in RV(deferred).
   - Where such a change fails the previous state is put back at once.
-extends_documentation_fragment: [tree.role]
+extends_documentation_fragment: [prime_spark.fleet.tree.role]
 options:
   name:
     description: Name of the interface.
@@ -117,8 +117,8 @@ import signal
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
-from ansible.module_utils.prime_spark_wireguard import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     PRIVATE_KEY,
     Config,
     WireGuardError,
@@ -130,14 +130,14 @@ from ansible.module_utils.prime_spark_wireguard import (
     running_interface,
     write_private,
 )
-from ansible.module_utils.prime_spark_wireguard_host import Host
-from ansible.module_utils.prime_spark_wireguard_plan import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard_host import Host
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard_plan import (
     client_is_within,
     make_plan,
     peers_record,
     wanted_peers,
 )
-from ansible.module_utils.prime_spark_wireguard_revert import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard_revert import (
     client_connection,
     clock,
     disarm,

@@ -10,7 +10,7 @@ description:
   - Makes the private key on the host, readable by root alone, and returns only the public key.
   - An interface that was set up by hand keeps its identity, its private key is taken over.
   - Needs no package, so that a key exists before anything is installed.
-extends_documentation_fragment: [tree.role]
+extends_documentation_fragment: [prime_spark.fleet.tree.role]
 options:
   state:
     description: V(present) makes the key where it is missing, V(read) never changes anything.
@@ -57,9 +57,9 @@ import os
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note
-from ansible.module_utils.prime_spark_tree import path_state
-from ansible.module_utils.prime_spark_wireguard import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import path_state
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     KNOWN_PEERS,
     PRIVATE_KEY,
     WireGuardError,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,11 +28,6 @@ FLEET: dict[str, Any] = {
 }
 
 
-@cache
-def _plugins() -> None:
-    init_plugin_loader()
-
-
 def variables(**changes: Any) -> dict[str, Any]:
     """The role's defaults and internal variables, over them the sample fleet and `changes`."""
     found: dict[str, Any] = {}
@@ -48,7 +41,6 @@ def render(path: Path, **changes: Any) -> str:
     text = path.read_text()
     if path.suffix != ".j2":
         return text
-    _plugins()
     templar = Templar(loader=DataLoader(), variables=variables(**changes))
     return str(
         templar.template(

@@ -51,11 +51,8 @@ def play(*arguments: str) -> set[Change]:
             env={
                 **os.environ,
                 "ANSIBLE_NOCOLOR": "1",
-                "ANSIBLE_CALLBACK_PLUGINS": os.pathsep.join(
-                    str(fleet.ROOT / plugins)
-                    for plugins in ("tests/check/callback_plugins", "plugins/callback")
-                ),
-                "ANSIBLE_CALLBACKS_ENABLED": "record_tasks,failures",
+                "ANSIBLE_CALLBACK_PLUGINS": str(fleet.ROOT / "tests/check/callback_plugins"),
+                "ANSIBLE_CALLBACKS_ENABLED": "record_tasks,prime_spark.fleet.failures",
                 "PRIME_SPARK_RECORD": str(path),
             },
             capture_output=True,

@@ -63,9 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
                 capture_output=True,
                 env={
                     **os.environ,
-                    "ANSIBLE_CALLBACK_PLUGINS": os.pathsep.join(
-                        [str(CALLBACKS), str(fleet.ROOT / "plugins" / "callback")]
-                    ),
+                    "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS),
                     "ANSIBLE_CALLBACKS_ENABLED": "dump_variables",
                     "PRIME_SPARK_TEST_DUMP": str(dump),
                 },

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.module_utils import wireguard
 
 from lab.topology import HOSTS, LAN, ROUTER_OUTSIDE
-from plugins.module_utils import prime_spark_wireguard as wireguard
 from tests.faults import vpn
 from tests.fleet import fleet
 from tests.fleet.fleet import (

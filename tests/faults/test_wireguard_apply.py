@@ -144,7 +144,7 @@ def armed_and_killed(directory: Path, seconds: int) -> float:
     try:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("TASK [wireguard : Guard the VPN address"):
+            if line.startswith("TASK [prime_spark.fleet.wireguard : Guard the VPN address"):
                 break
         else:
             pytest.fail("the run ended before its change")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import time
 import uuid
@@ -10,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import ansible.module_utils
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.modules import nas_mount
 from testinfra.host import Host
 
-from tests.fleet.fleet import ROOT, connect, members, name_of, on, probe, service_python, shell
+from tests.fleet.fleet import connect, members, name_of, on, probe, service_python, shell
 from tests.fleet.nas import (
     CLIENTS,
     MOUNT_POINT,
@@ -136,17 +135,7 @@ def directory() -> Iterator[str]:
 
 def test_hosts_that_mark_the_share_at_the_same_time_agree_on_who_did(directory: str) -> None:
     """The roles of two hosts do, in every first run."""
-    # Modules import their helpers as ansible.module_utils.<name>.
-    helpers = str(ROOT / "plugins" / "module_utils")
-    if helpers not in ansible.module_utils.__path__:
-        ansible.module_utils.__path__.append(helpers)
-    spec = importlib.util.spec_from_file_location(
-        "nas_mount", ROOT / "plugins/modules/nas_mount.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    source, files, begin = inspect.getsource(module.make_once), 100, time.time() + 5
+    source, files, begin = inspect.getsource(nas_mount.make_once), 100, time.time() + 5
     arguments = ("make_at_once", source, directory, str(begin), str(files), "0.05")
     with ThreadPoolExecutor(len(CLIENTS)) as pool:
         seen = list(pool.map(lambda name: probe(connect(name), *arguments), CLIENTS))

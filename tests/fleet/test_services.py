@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any, NamedTuple
 
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.action import python_release
 from testinfra.host import Host
 
 from tests.fleet import fleet
@@ -80,14 +79,10 @@ each_release = pytest.mark.parametrize(
 @cache
 def expected_release(target: str) -> str:
     """The hash that the action plugin gives to the sources of this checkout."""
-    path = fleet.ROOT / "plugins" / "action" / "python_release.py"
-    spec = spec_from_file_location("fleet_python_release", path)
-    assert spec is not None and spec.loader is not None
-    plugin = module_from_spec(spec)
-    sys.modules[spec.name] = plugin
-    spec.loader.exec_module(plugin)
     source = fleet.ROOT / "files" / "python_services"
-    return str(plugin.release_hash(str(source), str(source / "locks" / f"{target}.txt"), target))
+    return str(
+        python_release.release_hash(str(source), str(source / "locks" / f"{target}.txt"), target)
+    )
 
 
 @each_release

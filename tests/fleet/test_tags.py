@@ -84,7 +84,7 @@ def changes(output: str) -> list[str]:
     found, task = [], ""
     for line in output.splitlines():
         if line.startswith("TASK ["):
-            task = line.removeprefix("TASK [").rstrip("* ]")
+            task = line.removeprefix("TASK [").removeprefix("prime_spark.fleet.").rstrip("* ]")
         elif line.startswith("changed: ["):
             found.append(f"{line.removeprefix('changed: ')}: {task}")
     return found

@@ -10,7 +10,6 @@ import asyncpg
 import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 
 from lab.servers import PostgresServer, postgres_server
@@ -25,7 +24,6 @@ DATABASES = {"airflow": "prime_spark_airflow", "prime_spark": "prime_spark_reade
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
-    init_plugin_loader()
     with postgres_server() as running:
         predicted = converge(running, check=True)
         assert predicted == converge(running, check=True), "a check changes something"

@@ -15,19 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from email.parser import BytesParser
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.action import python_release as action
+from ansible_collections.prime_spark.fleet.plugins.modules import python_release as module
 from packaging import tags
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "unit"))
-import conftest  # noqa: E402, F401 (makes the plugins importable)
-
-action: Any = sys.modules["prime_spark_action.python_release"]
-module: Any = sys.modules["prime_spark_modules.python_release"]
 SOURCE = ROOT / "files" / "python_services"
 CACHE = Path.home() / ".cache" / "prime-spark" / "releases"
 TARGETS = sorted(path.stem for path in (SOURCE / "locks").glob("*.txt"))
@@ -217,15 +214,15 @@ def test_installing_needs_nothing_but_the_archive(tmp_path: Path, ours: Path) ->
     shutil.copy(ours, artifact / "wheel")
     (artifact / "wheelhouse").symlink_to(fetched()[target])
     code = (
-        "import sys, socket; sys.path.insert(0, sys.argv[1]); import conftest;"
+        "import sys, socket; sys.path.insert(0, sys.argv[1]);"
         "from pathlib import Path;"
         "assert Path('/proc/net/route').read_text().splitlines()[1:] == [], 'there is a route';"
-        "install = sys.modules['prime_spark_modules.python_release'].install;"
+        "from ansible_collections.prime_spark.fleet.plugins.modules.python_release import install;"
         "install(sys.executable, sys.argv[2], 'ingest', sys.argv[3])"
     )
     command = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", code]
     subprocess.run(
-        [*command, str(ROOT / "tests" / "unit"), str(artifact), str(tmp_path / "release")],
+        [*command, str(ROOT / "collections"), str(artifact), str(tmp_path / "release")],
         check=True,
     )
     program = tmp_path / "release" / "bin" / "prime-spark-ingest"

@@ -15,12 +15,18 @@ from typing import Any
 import pytest
 import yaml
 from ansible.errors import AnsibleError
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import (
+    catalogue,
+    data_of,
+    of_groups,
+    read,
+)
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.endpoints import (
+    defaults_of,
+    role_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "plugins" / "plugin_utils"))
-
-from prime_spark_inventory.catalogue import catalogue, data_of, of_groups, read  # noqa: E402
-from prime_spark_inventory.endpoints import defaults_of, role_of  # noqa: E402
 
 
 def test_what_a_role_needs_is_played_before_it() -> None:
@@ -62,7 +68,7 @@ def test_the_documents_say_of_the_same_roles_that_they_keep_data() -> None:
     assert written == {role for role, entry in catalogue().items() if entry.data}
 
 
-SITE = [{"hosts": "one:two", "roles": [{"role": "x", "tags": ["x"]}]}]
+SITE = [{"hosts": "one:two", "roles": [{"role": "prime_spark.fleet.x", "tags": ["x"]}]}]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +134,11 @@ TOY: dict[str, Any] = {
         "data": ["toy_data_directory"],
     },
 }
-PLAY = {"name": "Toy", "hosts": "toy", "roles": [{"role": "toy", "tags": ["toy"]}]}
+PLAY = {
+    "name": "Toy",
+    "hosts": "toy",
+    "roles": [{"role": "prime_spark.fleet.toy", "tags": ["toy"]}],
+}
 
 
 def run(tree: Path, inventory: dict[str, Any], *arguments: str) -> tuple[int, str]:
@@ -151,7 +161,7 @@ def run(tree: Path, inventory: dict[str, Any], *arguments: str) -> tuple[int, st
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[tuple[int, str]]]]:
     """A run on a wrong inventory, and one of what plays on hosts that have or had the role."""
     tree = tmp_path_factory.mktemp("repository")
-    for name in ("roles", "plugins", "playbooks"):
+    for name in ("collections", "meta", "roles", "plugins", "playbooks"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
     settings = (ROOT / "ansible.cfg").read_text().splitlines(keepends=True)
@@ -167,8 +177,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[
         "toy": {"hosts": {"one": {}}},
     }
     verify = yaml.safe_load((ROOT / "playbooks" / "verify.yml").read_text())[1]
-    looked_at = verify["tasks"][0]["host_health"]["units"]
-    targets = "{{ (groups | monitoring_targets(hostvars) | first).values() | join(' ') }}"
+    looked_at = verify["tasks"][0]["prime_spark.fleet.host_health"]["units"]
+    targets = (
+        "{{ (groups | prime_spark.fleet.monitoring_targets(hostvars) | first).values()"
+        " | join(' ') }}"
+    )
     look = {
         "hosts": "toy",
         "gather_facts": False,

@@ -44,8 +44,8 @@ def rendered(template: Path, distribution: str = "Debian", version: str = "13") 
     )
     environment.filters |= {
         "to_json": environment.filters["tojson"],
-        "endpoint_on": lambda host, *_: host,
-        "memory_share": lambda memory, _: memory,
+        "prime_spark.fleet.endpoint_on": lambda host, *_: host,
+        "prime_spark.fleet.memory_share": lambda memory, _: memory,
     }
     facts = {"distribution": distribution, "distribution_major_version": version}
     variables = {

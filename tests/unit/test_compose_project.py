@@ -15,10 +15,12 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
+from ansible_collections.prime_spark.fleet.plugins.action.compose_project import (
+    ActionModule as action,
+)
+from ansible_collections.prime_spark.fleet.plugins.module_utils import tree as tree_module
+from ansible_collections.prime_spark.fleet.plugins.modules import compose_project as module
 
-module: Any = sys.modules["prime_spark_modules.compose_project"]
-tree_module: Any = sys.modules["ansible.module_utils.prime_spark_tree"]
-action: Any = sys.modules["prime_spark_action.compose_project"].ActionModule
 DIRECTORY = "/opt/prime-spark/stack/example"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.prime_spark_tree import Tree, TreeError
+from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import Tree, TreeError
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = str(os.getuid())
@@ -120,7 +120,7 @@ PLAY = """
   gather_facts: false
   vars: {{greeting: {greeting}, where: {where}}}
   tasks:
-    - config_tree:
+    - prime_spark.fleet.config_tree:
         name: "{name}"
         trees:
           - {{src: tree, dest: "{{{{ where }}}}", owner: "{user}", group: "{group}", purge: true}}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
+from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.module_utils import command
+from ansible_collections.prime_spark.fleet.plugins.modules import converge_command as module
 
 ROOT = Path(__file__).resolve().parents[2]
-module: Any = sys.modules["prime_spark_modules.converge_command"]
-command: Any = sys.modules["ansible.module_utils.prime_spark_command"]
 
 TOOL = """#!/bin/sh
 # Compares a file with a directory's content and makes it so.
@@ -141,12 +140,10 @@ def test_the_command_may_not_take_for_ever(tmp_path: Path, tool: Path) -> None:
 
 def test_action_and_module_name_the_same_data_alike() -> None:
     """The controller's hash of the sources against the host's of what it has installed."""
-    plugin = sys.modules["prime_spark_action.converge_command"]
-    action = plugin.ActionModule.__new__(plugin.ActionModule)
-    action._loader = SimpleNamespace(get_basedir=lambda: str(ROOT / "playbooks"))
+    plugin = import_module("ansible_collections.prime_spark.fleet.plugins.action.converge_command")
     below = "prime_spark/timeseries/migrations"
     sources = ROOT / "files" / "python_services" / "src" / below
-    assert action.digest_of(below) == module.digest_of(str(sources))
+    assert plugin.ActionModule.digest_of(below) == module.digest_of(str(sources))
 
 
 def test_check_mode_asks_with_a_text_of_its_own() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES: dict[str, Any] = {
-    path.stem: sys.modules[f"prime_spark_modules.{path.stem}"]
+    path.stem: import_module(f"ansible_collections.prime_spark.fleet.plugins.modules.{path.stem}")
     for path in sorted((ROOT / "plugins" / "modules").glob("*.py"))
 }
 # What the action plugins take, and make other arguments of.
@@ -30,14 +31,20 @@ INTERNAL = {"release_digest"}
 def documented() -> dict[str, Any]:
     """The documentation of every module, fragments included."""
     done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-doc"), "--json", *MODULES],
+        [
+            Path(sys.executable).with_name("ansible-doc"),
+            "--json",
+            *(f"prime_spark.fleet.{name}" for name in MODULES),
+        ],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return {name: entry["doc"] for name, entry in json.loads(done.stdout).items()}
+    return {
+        name.rpartition(".")[2]: entry["doc"] for name, entry in json.loads(done.stdout).items()
+    }
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
+from ansible_collections.prime_spark.fleet.plugins.filter import endpoints as plugin
 
-plugin: Any = sys.modules["prime_spark_filter.endpoints"]
 # As playbooks call them.
 filters = SimpleNamespace(**plugin.FilterModule().filters())
 

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+
+from ansible_collections.prime_spark.fleet.plugins.callback import failures as FAILURES
 
 ROOT = Path(__file__).resolve().parents[2]
-FAILURES: Any = sys.modules["prime_spark_callback.failures"]
 HOSTS = """
 all:
   vars: {ansible_connection: local, ansible_python_interpreter: "{{ ansible_playbook_python }}"}

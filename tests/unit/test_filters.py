@@ -5,16 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import sys
-from typing import Any
 
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.filter import api, deadman
+from ansible_collections.prime_spark.fleet.plugins.filter import prime_spark as filters
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
-
-filters: Any = sys.modules["prime_spark_filter.prime_spark"]
-api: Any = sys.modules["prime_spark_filter.api"]
-deadman: Any = sys.modules["prime_spark_filter.deadman"]
 
 
 def test_a_fernet_key_is_32_bytes_in_url_safe_base64_and_stable() -> None:

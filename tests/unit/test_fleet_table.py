@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.action import fleet_table as module
 
-module: Any = sys.modules["prime_spark_action.fleet_table"]
 WELL = {
     "seen": {"handshakes": {"hub": 12}, "mounts": ["/mnt/nas"], "containers": 2, "units": 3},
     "problems": [],

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-ACTION: Any = sys.modules["prime_spark_action.host_precheck"]
-MODULE: Any = sys.modules["prime_spark_modules.host_precheck"]
+from ansible_collections.prime_spark.fleet.plugins.action import host_precheck as ACTION
+from ansible_collections.prime_spark.fleet.plugins.modules import host_precheck as MODULE
 
 PARAMS = {
     "systems": ["Debian 12", "Debian 13"],

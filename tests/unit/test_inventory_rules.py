@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
-
-ACTION: Any = sys.modules["prime_spark_action.validate_inventory"]
-RULES: Any = sys.modules["prime_spark_inventory"]
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils import inventory as RULES
 
 INT = {"type": "int"}
 STR = {"type": "str"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.prime_spark.fleet.plugins.action import check_limit as ACTION
 
 from tests.unit.test_validate_inventory import inventory, written
 from tests.unit.warm import playbook, processes
 
 ROOT = Path(__file__).resolve().parents[2]
-ACTION: Any = sys.modules["prime_spark_action.check_limit"]
 CALLED = ("drift", "remove", "rollback", "rotate", "site", "validate", "verify")
 # What others import, and nobody calls.
 PARTS = ("facts", "leftovers", "limit", "plan")

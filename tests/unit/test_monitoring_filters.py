@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import bcrypt
 import pytest
 from ansible.errors import AnsibleFilterError
-
-filters: Any = sys.modules["prime_spark_filter.monitoring_targets"]
+from ansible_collections.prime_spark.fleet.plugins.filter import monitoring_targets as filters
 
 GROUPS = {
     "node_exporter": ["b", "a"],

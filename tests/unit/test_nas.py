@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
+from ansible_collections.prime_spark.fleet.plugins.filter import nas as filters
+from ansible_collections.prime_spark.fleet.plugins.module_utils import kernel
+from ansible_collections.prime_spark.fleet.plugins.modules import host_health as health
+from ansible_collections.prime_spark.fleet.plugins.modules import nas_keys as keys
+from ansible_collections.prime_spark.fleet.plugins.modules import nas_mount as mount
+from ansible_collections.prime_spark.fleet.plugins.modules import nas_probe as probe
 
 ROOT = Path(__file__).parents[2]
-
-
-def load(path: str) -> ModuleType:
-    name = f"plugin_under_test_{Path(path).parent.name}_{Path(path).stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "plugins" / path)
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-probe = load("modules/nas_probe.py")
-mount = load("modules/nas_mount.py")
-keys = load("modules/nas_keys.py")
-health = load("modules/host_health.py")
-filters = load("filter/nas.py")
-
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5"
 
 
@@ -128,12 +113,8 @@ def test_a_wrong_mount_point_is_refused(path: str) -> None:
 
 
 def test_the_kernel_decides_what_auto_means() -> None:
-    assert sys.modules["ansible.module_utils.prime_spark_kernel"].has_filesystem(
-        "nodev\tsysfs\n\text4\nnodev\tnfs4\n", "nfs4"
-    )
-    assert not sys.modules["ansible.module_utils.prime_spark_kernel"].has_filesystem(
-        "nodev\tnfs\nnodev\tnfsd\n", "nfs4"
-    )
+    assert kernel.has_filesystem("nodev\tsysfs\n\text4\nnodev\tnfs4\n", "nfs4")
+    assert not kernel.has_filesystem("nodev\tnfs\nnodev\tnfsd\n", "nfs4")
     assert probe.choose("auto", "client", True)[0] == "nfs4"
     assert probe.choose("auto", "client", False) == ("sshfs", "the kernel has no NFSv4 client")
     assert probe.choose("cifs", "client", True)[0] == "cifs"

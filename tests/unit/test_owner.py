@@ -6,48 +6,59 @@ import hashlib
 import hmac
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.plan import sealing_key
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "plugins" / "plugin_utils"))
 
-from prime_spark_inventory.plan import sealing_key  # noqa: E402
-
-NOTING = (
-    "nas_keys", "nas_mount", "nas_probe", "packages", "wireguard_interface", "wireguard_key",
-)  # fmt: skip
+ROUTING = yaml.safe_load((ROOT / "meta" / "runtime.yml").read_text())["plugin_routing"]["modules"]
 VARIABLES = {
-    "ansible_parent_role_names": ["kafka"],
+    "ansible_parent_role_names": ["prime_spark.fleet.kafka"],
     "role_name": "python_service",
     "fleet_plan": {"run": "r1"},
 }
 
 
 def arguments(name: str, delegate_to: str | None = None) -> dict[str, Any]:
-    action = sys.modules[f"prime_spark_action.{name}"].ActionModule
+    action = import_module(
+        f"ansible_collections.prime_spark.fleet.plugins.action.{name}"
+    ).ActionModule
     plugin = action.__new__(action)
     plugin._task = SimpleNamespace(args={"name": "x"}, delegate_to=delegate_to, check_mode=False)
     return dict(plugin.module_arguments(VARIABLES))
 
 
-@pytest.mark.parametrize("name", [*NOTING, "config_tree", "converge_command"])
+@pytest.mark.parametrize("name", ["owned", "config_tree", "converge_command"])
 def test_a_module_is_told_the_outermost_role_and_the_run(name: str) -> None:
     given = arguments(name)
     assert (given["name"], given["role"], given["run"]) == ("x", "kafka", "r1")
 
 
-@pytest.mark.parametrize("name", NOTING)
-def test_what_is_delegated_is_no_role_of_that_host(name: str) -> None:
-    assert arguments(name, delegate_to="another")["role"] == ""
+def test_what_is_delegated_is_no_role_of_that_host() -> None:
+    assert arguments("owned", delegate_to="another")["role"] == ""
+
+
+def test_every_module_that_notes_an_owner_has_an_action_that_tells_it() -> None:
+    noting = {
+        path.stem
+        for path in (ROOT / "plugins" / "modules").glob("*.py")
+        if "OWNER_ARGUMENTS" in path.read_text() or "TREE_ARGUMENTS" in path.read_text()
+    }
+    own = {path.stem for path in (ROOT / "plugins" / "action").glob("*.py")}
+    assert noting - own == ROUTING.keys()
+    assert {entry["action_plugin"] for entry in ROUTING.values()} == {"prime_spark.fleet.owned"}
 
 
 def test_the_plan_reads_stamps_facts_and_seals() -> None:
-    action = sys.modules["prime_spark_action.fleet_plan"].ActionModule
+    action = import_module(
+        "ansible_collections.prime_spark.fleet.plugins.action.fleet_plan"
+    ).ActionModule
     secrets = {"vault_a": "x" * 20}
     key = sealing_key(secrets, "one", "kafka", "n")
     seal = hmac.new(key.encode(), b"d", hashlib.sha256).hexdigest()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
-module: Any = sys.modules["prime_spark_modules.packages"]
+from ansible_collections.prime_spark.fleet.plugins.modules import packages as module
 
 STATUS = """\
 procps install ok installed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,9 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-
-FILTERS: Any = sys.modules["prime_spark_filter.prime_spark"]
-UNITS: Any = sys.modules["ansible.module_utils.prime_spark_units"]
+from ansible_collections.prime_spark.fleet.plugins.filter import prime_spark as FILTERS
+from ansible_collections.prime_spark.fleet.plugins.module_utils import units as UNITS
 
 
 def body(**failing: bool) -> bytes:

@@ -6,22 +6,25 @@ import hashlib
 import hmac
 import json
 import re
-import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.prime_spark.fleet.plugins.module_utils import notes, state
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.plan import (
+    Known,
+    Plan,
+    Selection,
+    is_sealed,
+    sealing_key,
+)
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.stamps import with_facts
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "plugins" / "plugin_utils"))
 
-from prime_spark_inventory.plan import Known, Plan, Selection, is_sealed, sealing_key  # noqa: E402
-from prime_spark_inventory.stamps import with_facts  # noqa: E402
-
-state: Any = sys.modules["ansible.module_utils.prime_spark_state"]
-notes: Any = sys.modules["ansible.module_utils.prime_spark_notes"]
 
 ALL = Selection(["all"], [], full=False, whole=True)
 
@@ -234,7 +237,9 @@ def test_the_key_of_a_seal_is_shown_nowhere() -> None:
 
 
 def test_a_run_seals_each_role_with_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    action = sys.modules["prime_spark_action.role_seal"].ActionModule
+    action = import_module(
+        "ansible_collections.prime_spark.fleet.plugins.action.role_seal"
+    ).ActionModule
     plugin = action.__new__(action)
     plugin._task = SimpleNamespace(args={"run": "r1", "roles": {"kafka": "s1", "redis": "s2"}})
     monkeypatch.setattr(action.__mro__[1], "run", lambda *_: {})
@@ -269,7 +274,8 @@ def test_every_role_has_a_play_of_its_own_that_leaves_hosts_out() -> None:
     plays = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
     plays = [play for play in plays if "roles" in play]
     roles = {path.name for path in (ROOT / "roles").iterdir()} - {"python_service"}
-    assert sorted(play["roles"][0]["role"] for play in plays) == sorted(roles)
+    named = sorted(play["roles"][0]["role"] for play in plays)
+    assert named == sorted(f"prime_spark.fleet.{role}" for role in roles)
     assert all(len(play["roles"]) == 1 for play in plays)
     assert all(re.fullmatch(r"\w+(:\w+)*", play["hosts"]) for play in plays)
     assert all(play["pre_tasks"] == plays[0]["pre_tasks"] for play in plays)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-action: Any = sys.modules["prime_spark_action.python_release"]
-module: Any = sys.modules["prime_spark_modules.python_release"]
+from ansible_collections.prime_spark.fleet.plugins.action import python_release as action
+from ansible_collections.prime_spark.fleet.plugins.modules import python_release as module
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
-module: Any = sys.modules["ansible.module_utils.prime_spark_state"]
+from ansible_collections.prime_spark.fleet.plugins.module_utils import state as module
 
 
 def test_each_role_is_named_once_whatever_else_lies_there(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.modules import release_switch as module
 
 ROOT = Path(__file__).resolve().parents[2]
-module: Any = sys.modules["prime_spark_modules.release_switch"]
 RELEASES = ("aaaa1111", "aabb2222", "cccc3333")
 
 

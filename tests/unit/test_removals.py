@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import catalogue
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.removals import removals, to_confirm
 
 ROOT = Path(__file__).resolve().parents[2]
 UTILS = ROOT / "plugins" / "plugin_utils"
-sys.path.insert(0, str(UTILS))
 
-from prime_spark_inventory.catalogue import catalogue  # noqa: E402
-from prime_spark_inventory.removals import removals, to_confirm  # noqa: E402
 
 ROLES = sorted(catalogue())
 # In the order of the plays.
@@ -56,8 +55,8 @@ def test_the_order_is_the_same_with_every_hash_seed() -> None:
         "import json, sys; from removals import removals; "
         "print(removals(*json.load(sys.stdin))['one'])"
     )
-    # The one file: with the package, every start would import Ansible.
-    path = str(UTILS / "prime_spark_inventory")
+    # The one file: as a part of the collection, every start would import Ansible.
+    path = str(UTILS)
     asked = json.dumps([{"one": ROLES}, {}, ORDER])
 
     def order(seed: int) -> str:
@@ -106,7 +105,9 @@ def leave(
     (tree / "playbooks").mkdir()
     shutil.copy(ROOT / "playbooks" / "leftovers.yml", tree / "playbooks")
     shutil.copytree(ROOT / "playbooks" / "tasks", tree / "playbooks" / "tasks")
-    (tree / "plugins").symlink_to(ROOT / "plugins")
+    shutil.copytree(ROOT / "collections", tree / "collections", symlinks=True)
+    for part in ("meta", "plugins"):
+        (tree / part).symlink_to(ROOT / part)
     settings = (ROOT / "ansible.cfg").read_text().splitlines(keepends=True)
     (tree / "ansible.cfg").write_text("".join(s for s in settings if "vault" not in s))
     for role in ROLES:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from typing import Any
 
 import msgspec
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.filter import rotation
 from argon2 import PasswordHasher
 from prime_spark.api.auth.tokens import AccessTokens, TokenError
 from prime_spark.api.auth.users import User
 from prime_spark.api.settings import AuthConfig
-
-rotation: Any = sys.modules["prime_spark_filter.rotation"]
 
 
 def test_users_with_the_rotated_password_are_tried_with_both() -> None:

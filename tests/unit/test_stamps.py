@@ -15,17 +15,15 @@ import jinja2
 import jinja2.meta
 import pytest
 import yaml
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.stamps import Stamps, with_facts
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "plugins" / "plugin_utils"))
-
-from prime_spark_inventory.stamps import Stamps, with_facts  # noqa: E402
 
 ROLES = sorted(p.name for p in (ROOT / "roles").iterdir() if (p / "meta").is_dir())
 # Imported by others, never played by itself.
 PLAYED = [role for role in ROLES if role != "python_service"]
 STACKS = [role for role in ROLES if (ROOT / "roles" / role / "templates/stack").is_dir()]
-COPIED = ("roles", "plugins", "playbooks", "files/python_services")
+COPIED = ("roles", "plugins", "meta", "playbooks", "files/python_services")
 
 
 def options(role: str) -> dict[str, Any]:
@@ -282,7 +280,7 @@ def test_every_file_that_makes_a_role_is_in_its_stamp(
         # One of each directory.
         for path in {p.parent: p for p in below}.values():
             changes(role, path)
-    for name in ("modules/config_tree", "filter/wireguard", "module_utils/prime_spark_tree"):
+    for name in ("modules/config_tree", "filter/wireguard", "module_utils/tree"):
         changes("redis", tmp_path / f"plugins/{name}.py")
     changes("telemetry", tmp_path / "roles/python_service/templates/service.j2")
     for role in STACKS:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
-from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,13 +27,7 @@ HOSTVARS: dict[str, dict[str, Any]] = {
 }
 
 
-@cache
-def plugins() -> None:
-    init_plugin_loader()
-
-
 def template(text: str, **variables: Any) -> Any:
-    plugins()
     known = {"groups": GROUPS, "hostvars": HOSTVARS, "group_names": [], **variables}
     trusted = {
         name: trust_as_template(value) if isinstance(value, str) else value
@@ -81,11 +73,11 @@ def test_verify_asks_for_the_devices_of_the_hosts_of_the_run(
     play = yaml.safe_load((ROOT / "playbooks" / "verify.yml").read_text())[-1]
     found = template("{{ verify_devices }}", **play["vars"], ansible_play_hosts=hosts)
     assert found == devices
-    (shown,) = (task for task in play["tasks"] if "fleet_table" in task)
-    asked = template(shown["fleet_table"]["devices"], **play["vars"])
+    (shown,) = (task for task in play["tasks"] if "prime_spark.fleet.fleet_table" in task)
+    asked = template(shown["prime_spark.fleet.fleet_table"]["devices"], **play["vars"])
     assert asked == {"hub": "hub", "spoke": "pump"}
 
 
 def test_a_fleet_without_telemetry_expects_nothing() -> None:
-    module: Any = sys.modules["prime_spark_filter.telemetry"]
+    module: Any = import_module("ansible_collections.prime_spark.fleet.plugins.filter.telemetry")
     assert module.telemetry_devices({"all": []}, {}) == []

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+from importlib import import_module
 
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.module_utils import tree
 
-tree: Any = sys.modules["ansible.module_utils.prime_spark_tree"]
 SECRET = "a-secret-of-one-line"
 
 
@@ -28,7 +27,7 @@ def test_the_journal_gets_no_content_of_a_secret_file(content: str) -> None:
 
 @pytest.mark.parametrize("name", ["config_tree", "compose_project", "converge_command"])
 def test_every_module_that_takes_secret_files_is_such_a_module(name: str) -> None:
-    module = sys.modules[f"prime_spark_modules.{name}"]
+    module = import_module(f"ansible_collections.prime_spark.fleet.plugins.modules.{name}")
     assert module.TreeModule is tree.TreeModule
     assert hasattr(tree.TreeModule.__mro__[1], "_log_invocation"), (
         "Ansible calls it differently now"

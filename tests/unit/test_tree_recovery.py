@@ -15,22 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.prime_spark_tree import Tree, TreeError
-from ansible.module_utils.prime_spark_undo import Before, locked
+from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import Tree, TreeError
+from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import Before, locked
 
 ROOT = Path(__file__).resolve().parents[2]
 # The module as Ansible would start it, with its arguments on standard input.
 LOADER = """
 import sys
-import ansible.module_utils
-ansible.module_utils.__path__.append("plugins/module_utils")
-sys.path.append("plugins/modules")
+sys.path.append("collections")
 """
 ARGUMENTS = """
 from ansible.module_utils import basic
 basic._ANSIBLE_PROFILE = "legacy"
 basic._ANSIBLE_ARGS = ('{"ANSIBLE_MODULE_ARGS": %s}' % sys.stdin.read()).encode()
-import config_tree
 config_tree.main()
 """
 RUNNER = LOADER + ARGUMENTS
@@ -163,7 +160,7 @@ def test_what_left_takes_its_files_and_directories_with_it(host: Host, tmp_path:
 def test_a_second_run_waits_for_the_first_and_says_for_whom(tmp_path: Path) -> None:
     code = (
         LOADER + "import time\n"
-        "from ansible.module_utils.prime_spark_undo import locked\n"
+        "from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import locked\n"
         f"with locked('example', directory={str(tmp_path)!r}):\n"
         " print('held', flush=True); time.sleep(60)"
     )

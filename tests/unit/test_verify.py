@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.prime_spark.fleet.plugins.filter import monitoring_targets as BCRYPT
+from ansible_collections.prime_spark.fleet.plugins.modules import host_health as HEALTH
 
 ROOT = Path(__file__).resolve().parents[2]
-HEALTH: Any = sys.modules["prime_spark_modules.host_health"]
-BCRYPT: Any = sys.modules["prime_spark_filter.monitoring_targets"]
 # That Ansible reads out of a result, whatever a module means by them.
 RESERVED = {
     *("ansible_facts", "deprecations", "diff", "exception", "failed", "invocation", "rc"),

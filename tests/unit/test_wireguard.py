@@ -7,42 +7,22 @@ import dataclasses
 import importlib.machinery
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import ansible.module_utils
 import pytest
 from ansible.errors import AnsibleFilterError
+from ansible_collections.prime_spark.fleet.plugins.filter import wireguard as filters
+from ansible_collections.prime_spark.fleet.plugins.module_utils import ping as echo
+from ansible_collections.prime_spark.fleet.plugins.module_utils import wireguard as wg
+from ansible_collections.prime_spark.fleet.plugins.module_utils import wireguard_host as host
+from ansible_collections.prime_spark.fleet.plugins.module_utils import wireguard_plan as planning
+from ansible_collections.prime_spark.fleet.plugins.module_utils import wireguard_revert as revert
+from ansible_collections.prime_spark.fleet.plugins.modules import wireguard_health as health
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 ROOT = Path(__file__).parents[2]
-UTILS = str(ROOT / "plugins" / "module_utils")
-if UTILS not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(UTILS)
-
-
-def load(path: str) -> ModuleType:
-    name = f"plugin_under_test_{Path(path).parent.name}_{Path(path).stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "plugins" / path)
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-from ansible.module_utils import prime_spark_ping as echo  # type: ignore  # noqa: E402
-from ansible.module_utils import prime_spark_wireguard as wg  # type: ignore  # noqa: E402
-from ansible.module_utils import prime_spark_wireguard_host as host  # type: ignore  # noqa: E402
-from ansible.module_utils import prime_spark_wireguard_plan as planning  # type: ignore  # noqa: E402
-from ansible.module_utils import prime_spark_wireguard_revert as revert  # type: ignore  # noqa: E402
-
-interface = load("modules/wireguard_interface.py")
-health = load("modules/wireguard_health.py")
-filters = load("filter/wireguard.py")
-
 SEED = "s" * 40
 PRIVATE = base64.b64encode(bytes(range(32))).decode()
 PUBLIC = wg.public_key_of(PRIVATE)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.modules import wireguard_confirm as module
 
-module: Any = sys.modules["prime_spark_modules.wireguard_confirm"]
 ARMED_BY = "198.51.100.9 40000 198.51.100.11 22"
 PEERS = {"hub": {"address": "10.90.8.2"}, "spoke": {"address": "10.90.8.3"}}
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.prime_spark_wireguard import public_key_of
-
-module: Any = sys.modules["prime_spark_modules.wireguard_key"]
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import public_key_of
+from ansible_collections.prime_spark.fleet.plugins.modules import wireguard_key as module
 
 
 def run(monkeypatch: pytest.MonkeyPatch, path: Path, state: str, **more: Any) -> dict[str, Any]:

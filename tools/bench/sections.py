@@ -10,7 +10,18 @@ from __future__ import annotations
 import dataclasses
 
 # Without these two the lab and the roles are what they were.
-FLEET = ("ansible.cfg", "inventories", "lab", "playbooks", "plugins", "roles", "site.yml", "files")
+FLEET = (
+    "ansible.cfg",
+    "inventories",
+    "lab",
+    "playbooks",
+    "plugins",
+    "meta",
+    "collections",
+    "roles",
+    "site.yml",
+    "files",
+)
 SERVICES = ("files/python_services", "lab/images", "lab/servers.py")
 
 

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from ansible.module_utils.prime_spark_tree import TreeError
+from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import TreeError
 
 
 def run(argv: list[str]) -> str:

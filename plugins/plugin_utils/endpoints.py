@@ -12,7 +12,7 @@ from ansible.errors import AnsibleFilterError
 
 # Docker's first bridge keeps Docker's default where it was there before the pools were configured.
 FIRST_BRIDGE = "172.17.0.0/16"
-ROLES = Path(__file__).resolve().parents[3] / "roles"
+ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
 @cache

@@ -20,7 +20,10 @@ from .endpoints import inputs_of
 
 WORD = re.compile(r"[A-Za-z_]\w*")
 ENDPOINT = re.compile(r"\bendpoint(?:s|_on)?\('(\w+)', hostvars\)")
-IMPORTED = re.compile(r"^from prime_spark_inventory\.(\w+) import", re.MULTILINE)
+IMPORTED = re.compile(
+    r"^from ansible_collections\.prime_spark\.fleet\.plugins\.plugin_utils\.(\w+) import",
+    re.MULTILINE,
+)
 FILTER = re.compile(r'^ +"(\w+)": ', re.MULTILINE)
 # A name that a filter puts together: f"{role}_state".
 SUFFIX = re.compile(r'f"\{[^{}]*\}(_\w+)"')
@@ -126,7 +129,7 @@ class References:
         if re.search(r"\b(import|include)_role\b", text):
             names = words(text) - {role}
             for other in sorted(p.name for p in (self.repository / "roles").iterdir()):
-                if other in names and re.search(rf"\bname: +{other}\b", text):
+                if other in names and re.search(rf"\bname: +prime_spark\.fleet\.{other}\b", text):
                     found += self.role_files(other)
         return found
 
@@ -167,7 +170,7 @@ class Stamps:
         self.resolve = resolve
         # Callbacks decide what is shown, nothing else.
         plugins = sorted(p for p in (repository / "plugins").iterdir() if p.name != "callback")
-        self.shared = [version, digest_of(*plugins)]
+        self.shared = [version, digest_of(*plugins, repository / "meta")]
         roles = read(repository).values()
         self.scraped = [[entry.role, entry.scrape] for entry in roles if entry.scrape]
         services = repository / "files" / "python_services"

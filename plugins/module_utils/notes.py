@@ -2,7 +2,7 @@
 
 A role's modules call `note`. When the role has been played to its end, `role_seal` turns the notes
 and the records of the role's trees into its manifest, ``ROLE_DIR/<role>.json``: see
-prime_spark_state. Only what was noted in the same run counts, so that a package which a role no
+module_utils.state. Only what was noted in the same run counts, so that a package which a role no
 longer wants is not missed for ever.
 """
 

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ansible.module_utils.prime_spark_command import CommandError, execute
-from ansible.module_utils.prime_spark_kernel import kernel_has
-from ansible.module_utils.prime_spark_notes import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.command import CommandError, execute
+from ansible_collections.prime_spark.fleet.plugins.module_utils.kernel import kernel_has
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import (
     NOTES_DIR,
     ROLE_DIR,
     load,
@@ -30,8 +30,8 @@ from ansible.module_utils.prime_spark_notes import (
     unseal,
     write_private,
 )
-from ansible.module_utils.prime_spark_ping import ping
-from ansible.module_utils.prime_spark_tree import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.ping import ping
+from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     RECORD_DIR,
     account,
     drop_ins,
@@ -40,8 +40,11 @@ from ansible.module_utils.prime_spark_tree import (
     uid_of,
     unit_files,
 )
-from ansible.module_utils.prime_spark_units import printed, unit_states
-from ansible.module_utils.prime_spark_wireguard import WireGuardError, observed
+from ansible_collections.prime_spark.fleet.plugins.module_utils.units import printed, unit_states
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
+    WireGuardError,
+    observed,
+)
 
 # Name of a thing to what is known of it, and to the sentences on what differs.
 Things = dict[str, Any]

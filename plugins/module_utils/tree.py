@@ -20,7 +20,11 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.prime_spark_notes import OWNER_ARGUMENTS, note, unseal
+from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import (
+    OWNER_ARGUMENTS,
+    note,
+    unseal,
+)
 
 RECORD_DIR = "/var/lib/prime-spark/trees"
 # Where drop-ins of a unit lie: an administrator's, `systemctl edit --runtime`, `set-property`.
@@ -501,11 +505,11 @@ class Tree:
 
     @property
     def before_path(self) -> str:
-        """Where prime_spark_undo notes what was there before."""
+        """Where module_utils.undo notes what was there before."""
         return self.record_path.removesuffix(".json") + ".before"
 
     def managed(self) -> dict[str, Any]:
-        """What the tree has on the host, as the drift probe compares it (prime_spark_state)."""
+        """What the tree has on the host, as the drift probe compares it (module_utils.state)."""
         kept = {file.path for file in self.files} | {d.path for d in self.directories}
         return {
             "files": {

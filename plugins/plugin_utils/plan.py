@@ -36,7 +36,7 @@ def sealing_key(variables: Mapping[str, Any], host: str, role: str, nonce: str) 
 def is_sealed(variables: Mapping[str, Any], host: str, role: str, drift: Mapping[str, str]) -> bool:
     """Whether a manifest is the one that a run of this inventory wrote.
 
-    ``drift`` has its nonce, digest and seal, as prime_spark_state makes them.
+    ``drift`` has its nonce, digest and seal, as module_utils.state makes them.
     """
     key = sealing_key(variables, host, role, drift["nonce"])
     expected = hmac.new(key.encode(), drift["digest"].encode(), hashlib.sha256).hexdigest()

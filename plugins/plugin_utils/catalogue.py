@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from ansible.errors import AnsibleError
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 # In C where there is one: the files of all roles are read at the start of every run.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SITE = "playbooks/site.yml"
@@ -100,7 +100,7 @@ KEYS = {
 def plays(root: Path) -> dict[str, list[str]]:
     """Role to the groups of its play, in the order of the plays."""
     return {
-        entry["role"]: play["hosts"].split(":")
+        entry["role"].removeprefix("prime_spark.fleet."): play["hosts"].split(":")
         for play in load(root / SITE)
         for entry in play.get("roles", [])
     }

@@ -12,7 +12,7 @@ import tempfile
 import time
 from typing import Any
 
-from ansible.module_utils.prime_spark_wireguard import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     HEADER,
     KNOWN_PEERS,
     Config,
@@ -28,8 +28,15 @@ from ansible.module_utils.prime_spark_wireguard import (
     sections,
     write_private,
 )
-from ansible.module_utils.prime_spark_wireguard_plan import Plan, route_changes
-from ansible.module_utils.prime_spark_wireguard_revert import FRESH_SECONDS, arm, snapshot
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard_plan import (
+    Plan,
+    route_changes,
+)
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard_revert import (
+    FRESH_SECONDS,
+    arm,
+    snapshot,
+)
 
 
 @dataclasses.dataclass(frozen=True)

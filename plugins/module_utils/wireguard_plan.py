@@ -7,7 +7,7 @@ import ipaddress
 import json
 from typing import Any
 
-from ansible.module_utils.prime_spark_wireguard import (
+from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     Config,
     Peer,
     Running,
