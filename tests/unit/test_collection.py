@@ -1,0 +1,107 @@
+"""The repository as the collection prime_spark.fleet: its archive in somebody else's playbook."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+# What every file of the archive lies below, or is.
+PARTS = {
+    "FILES.json", "MANIFEST.json", "README.md", "files", "meta", "playbooks", "plugins", "roles",
+}  # fmt: skip
+SERVICES = {"README.md", "dags", "lock.py", "locks", "pyproject.toml", "src"}
+VPN = {"wireguard_network": "10.99.0.0/24", "wireguard_psk_seed": "s" * 40}
+HOSTS: dict[str, dict[str, Any]] = {
+    "hub": {
+        "wireguard_role": "hub",
+        "wireguard_address": "10.99.0.1",
+        "wireguard_endpoint": "192.0.2.1:51820",
+    },
+    "wrong": {"wireguard_role": "wheel", "wireguard_address": "10.99.0.2"},
+}
+
+
+def run(program: str, *arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name(program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `ansible-galaxy collection build` makes of this tree."""
+    directory = tmp_path_factory.mktemp("archive")
+    done = run("ansible-galaxy", "collection", "build", "--output-path", directory, ROOT)
+    assert done.returncode == 0, done.stderr
+    (path,) = directory.glob("prime_spark-fleet-*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def collections(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive, installed with no server to ask."""
+    directory = tmp_path_factory.mktemp("collections")
+    options = ("--offline", "--no-deps", "--collections-path", directory)
+    # Elsewhere: here ansible.cfg names the checkout, where it is installed already.
+    done = run("ansible-galaxy", "collection", "install", archive, *options, cwd=directory)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def test_the_archive_has_what_roles_use_and_nothing_else(archive: Path) -> None:
+    with tarfile.open(archive) as opened:
+        names = [Path(name) for name in opened.getnames()]
+    assert {path.parts[0] for path in names} == PARTS
+    assert {
+        path.parts[2] for path in names if len(path.parts) > 2 and path.parts[0] == "files"
+    } == (SERVICES)
+    listed = subprocess.run(
+        ["git", "ls-files", "roles", "plugins", "meta"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert {Path(name) for name in listed if (ROOT / name).exists()} <= set(names)
+    hidden = [str(path) for path in names if any(part.startswith(".") for part in path.parts)]
+    assert hidden == []
+
+
+def test_a_role_works_in_somebody_elses_playbook(collections: Path, tmp_path: Path) -> None:
+    """The VPN of two hosts: one has a wrong input, for the other check mode tells what it does."""
+    hosts = {
+        "hosts": HOSTS,
+        "vars": {
+            **VPN,
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+        },
+    }
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"wireguard": hosts}))
+    play = {
+        "hosts": "wireguard",
+        "gather_facts": True,
+        "gather_subset": ["!all", "distribution"],
+        "roles": ["prime_spark.fleet.wireguard"],
+    }
+    (tmp_path / "vpn.yml").write_text(yaml.safe_dump([play]))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    done = run(
+        "ansible-playbook", "-i", "hosts.yml", "vpn.yml", "--check",
+        cwd=tmp_path,
+        env={**kept, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_COLLECTIONS_PATH": str(collections)},
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "value of wireguard_role must be one of: hub, spoke, got: wheel" in said, said
+    assert "changed: [hub]" in said.partition("Configure and run the interface]")[2], said
+    assert "failed=1" in said and "failed=0" in said, said
