@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tarfile
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.archive import build, install, play
 
 ROOT = Path(__file__).resolve().parents[2]
 # What every file of the archive lies below, or is.
@@ -29,35 +30,9 @@ HOSTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(program: str, *arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [Path(sys.executable).with_name(program), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **more,
-    )
-
-
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `ansible-galaxy collection build` makes of this tree."""
-    directory = tmp_path_factory.mktemp("archive")
-    done = run("ansible-galaxy", "collection", "build", "--output-path", directory, ROOT)
-    assert done.returncode == 0, done.stderr
-    (path,) = directory.glob("prime_spark-fleet-*.tar.gz")
-    return path
-
-
-@pytest.fixture(scope="module")
-def collections(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive, installed with no server to ask."""
-    directory = tmp_path_factory.mktemp("collections")
-    options = ("--offline", "--no-deps", "--collections-path", directory)
-    # Elsewhere: here ansible.cfg names the checkout, where it is installed already.
-    done = run("ansible-galaxy", "collection", "install", archive, *options, cwd=directory)
-    assert done.returncode == 0, done.stderr
-    return directory
+    return build(tmp_path_factory.mktemp("archive"))
 
 
 def test_the_archive_has_what_roles_use_and_nothing_else(archive: Path) -> None:
@@ -76,7 +51,7 @@ def test_the_archive_has_what_roles_use_and_nothing_else(archive: Path) -> None:
     assert hidden == []
 
 
-def test_a_role_works_in_somebody_elses_playbook(collections: Path, tmp_path: Path) -> None:
+def test_a_role_works_in_somebody_elses_playbook(archive: Path, tmp_path: Path) -> None:
     """The VPN of two hosts: one has a wrong input, for the other check mode tells what it does."""
     hosts = {
         "hosts": HOSTS,
@@ -87,21 +62,16 @@ def test_a_role_works_in_somebody_elses_playbook(collections: Path, tmp_path: Pa
         },
     }
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"wireguard": hosts}))
-    play = {
+    vpn = {
         "hosts": "wireguard",
         "gather_facts": True,
         "gather_subset": ["!all", "distribution"],
         "roles": ["prime_spark.fleet.wireguard"],
     }
-    (tmp_path / "vpn.yml").write_text(yaml.safe_dump([play]))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
-    done = run(
-        "ansible-playbook", "-i", "hosts.yml", "vpn.yml", "--check",
-        cwd=tmp_path,
-        env={**kept, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_COLLECTIONS_PATH": str(collections)},
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert done.returncode == 2, said
+    (tmp_path / "vpn.yml").write_text(yaml.safe_dump([vpn]))
+    install(archive, tmp_path)
+    status, said = play(tmp_path, tmp_path, "-i", "hosts.yml", "vpn.yml", "--check")
+    assert status == 2, said
     assert "value of wireguard_role must be one of: hub, spoke, got: wheel" in said, said
     assert "changed: [hub]" in said.partition("Configure and run the interface]")[2], said
     assert "failed=1" in said and "failed=0" in said, said

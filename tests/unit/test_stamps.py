@@ -280,6 +280,7 @@ def test_every_file_that_makes_a_role_is_in_its_stamp(
         # One of each directory.
         for path in {p.parent: p for p in below}.values():
             changes(role, path)
+    changes("nas", tmp_path / "meta/runtime.yml")
     for name in ("modules/config_tree", "filter/wireguard", "module_utils/tree"):
         changes("redis", tmp_path / f"plugins/{name}.py")
     changes("telemetry", tmp_path / "roles/python_service/templates/service.j2")
