@@ -12,6 +12,8 @@ from ansible_collections.prime_spark.fleet.plugins.action.config_tree import (
 )
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.endpoints import ROLES, defaults_of
 
+STACK = "/opt/prime-spark/stack"
+
 
 class ActionModule(ConfigTree):
     """Render ``templates/stack`` of the calling role into the project directory."""
@@ -20,13 +22,17 @@ class ActionModule(ConfigTree):
         name = self._task.args.get("name")
         if not name:
             raise AnsibleActionFail("compose_project: name is required")
-        directory = os.path.join(task_vars.get("stack_directory", "/opt/prime-spark/stack"), name)
-        trees = list(self._task.args.get("trees") or [])
-        trees.insert(0, {"src": "stack", "dest": directory, "purge": True})
+        self.directory = directory = f"{STACK}/{name}"
+        trees = [{"src": "stack", "dest": directory, "purge": True}]
+        trees += self._task.args.get("trees") or []
         environment = dict(self._task.args.get("environment") or {})
         self._task.args = {**self._task.args, "trees": trees, "directory": directory}
         arguments: dict[str, Any] = super().module_arguments(task_vars)
         arguments.pop("environment", None)
+        for key in ("files", "secret_files"):
+            arguments[key] = [
+                {**file, "path": os.path.join(directory, file["path"])} for file in arguments[key]
+            ]
         live = {entry["service"]: entry["paths"] for entry in arguments.get("reload") or []}
         for service, digest in self.config_hashes(arguments, directory, live).items():
             environment[f"CONFIG_HASH_{service.upper().replace('-', '_')}"] = digest
@@ -35,6 +41,15 @@ class ActionModule(ConfigTree):
             {"path": os.path.join(directory, ".env"), "content": "".join(lines), "mode": "0600"}
         )
         return arguments
+
+    def render_tree(
+        self, tree: dict[str, Any], task_vars: dict[str, Any]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """As of any tree; ``dest`` is below the project's directory."""
+        found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = super().render_tree(
+            {**tree, "dest": os.path.join(self.directory, tree["dest"])}, task_vars
+        )
+        return found
 
     def render(self, source: str, path: str, task_vars: dict[str, Any]) -> str:
         """As any template; those of a project find what the role docker has for all containers."""

@@ -44,7 +44,8 @@ options:
     description: Entries of the project's C(.env) (0600, content hidden).
     type: dict
   trees:
-    description: Further trees beside the role's C(templates/stack).
+    description: Further trees beside the role's C(templates/stack). Their C(dest), like C(path) of
+      O(files) and O(secret_files), is below the project's directory.
     type: list
     elements: dict
   wait_timeout:

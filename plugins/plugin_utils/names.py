@@ -14,7 +14,6 @@ SHARED = (
     "lab_proxy",
     "precheck_disk_mb",
     "precheck_memory_mb",
-    "stack_directory",
 )
 # Variables that there were, and what to write instead.
 DEVICES = (

@@ -95,9 +95,6 @@ class References:
             for name, value in values.items():
                 if is_input(name):
                     self.texts.setdefault(name, set()).add(str(value))
-        # What the actions look up for every role that uses them.
-        actions = sorted((repository / "plugins" / "action").glob("*.py"))
-        self.common = set().union(*(words(p.read_text(encoding="utf-8")) for p in actions))
         self.words = {name: set().union(*map(words, texts)) for name, texts in self.texts.items()}
 
     def close(self, names: Iterable[str]) -> set[str]:
@@ -189,7 +186,7 @@ class Stamps:
         files = self.references.role_files(role)
         texts = [content.decode(errors="replace") for _, content in files]
         named = set().union(*map(words, texts))
-        names = self.references.close(named | self.references.common)
+        names = self.references.close(named)
         values = [text for name in names for text in self.references.texts[name]]
         named = named.union(*(self.references.words[name] for name in names))
         foreign = self.references.foreign([*texts, *values])

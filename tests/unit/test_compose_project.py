@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,6 +80,32 @@ def test_a_changed_secret_counts_too() -> None:
     secret = {"config/a/secret/key": "1"}
     assert hashes(FILES, secret)["a"] != hashes(FILES)["a"]
     assert hashes(FILES, secret)["a"] != hashes(FILES, {"config/a/secret/key": "2"})["a"]
+
+
+def test_paths_of_a_task_are_below_the_projects_directory(tmp_path: Path) -> None:
+    for name in ("stack/config/web", "secret"):
+        (tmp_path / "templates" / name).mkdir(parents=True)
+        (tmp_path / "templates" / name / "key").write_text("x")
+    file = {"path": "config/web/targets/a.json", "content": "[]"}
+    plugin = action.__new__(action)
+    plugin._loader = DataLoader()
+    plugin._templar = None
+    plugin._find_needle = lambda kind, name: str(tmp_path / kind / name)
+    plugin._task = SimpleNamespace(
+        args={
+            "name": "example",
+            "trees": [{"src": "secret", "dest": "config/web/secret", "secret": True}],
+            "files": [file],
+            "secret_files": [{**file, "path": "config/web/token"}],
+        },
+        delegate_to=None,
+    )
+    arguments = plugin.module_arguments({})
+    assert arguments["directory"] == DIRECTORY
+    paths = [file["path"].removeprefix(DIRECTORY) for file in arguments["files"]]
+    assert paths == ["/config/web/targets/a.json", "/config/web/key"]
+    secret = [file["path"].removeprefix(DIRECTORY) for file in arguments["secret_files"]]
+    assert secret == ["/config/web/token", "/config/web/secret/key", "/.env"]
 
 
 def test_files_outside_config_change_no_hash() -> None:

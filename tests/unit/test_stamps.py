@@ -154,14 +154,6 @@ def test_an_owners_own_variable_is_in_the_stamp_through_an_input(
     assert stamps_of("redis", changed)[host] != before
 
 
-def test_what_an_action_looks_up_by_itself_is_in_the_stamp(inventory: dict[str, Any]) -> None:
-    host = inventory["groups"]["redis"][0]
-    before = stamps_of("redis", inventory)[host]
-    changed = copy.deepcopy(inventory)
-    changed["raw"][host]["stack_directory"] = "/srv/stack"
-    assert stamps_of("redis", changed)[host] != before
-
-
 @pytest.mark.parametrize("role", STACKS)
 def test_what_containers_take_from_the_role_docker_is_in_the_stamp(
     role: str, inventory: dict[str, Any]
