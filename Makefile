@@ -47,20 +47,20 @@ test-services: $(VENV)/.ready ## Images, and the Python services against real se
 	$(STAGES) only images images-tests coverage
 
 mutate: $(VENV)/.ready $(VENV)/.prometheus lab-tools ## Break the code line by line: a test has to notice each time; ARGS="--only api/auth"
-	$(PY) -m lab.images
+	$(PY) -m lab.image_builds
 	$(PY) tools/mutate.py $(ARGS)
 
 test-fleet: $(VENV)/.ready ## The lab: site.yml from bare hosts (checked first), again for idempotence, then testinfra
 	$(STAGES) only site predictions fleet
 
 test-faults: lab-up ## Cuts, kills and reboots on the provisioned lab, killed runs: everything recovers
-	$(PY) -m pytest -q tests/faults
+	$(PY) -m pytest -q tests/system/faults
 
 test-panels: lab-up ## Every panel's query against the provisioned lab under load: rows returned
-	$(PY) -m tests.panels
+	$(PY) -m tests.system.panels
 
 test-alerts: lab-up ## Every fault really caused on the lab: seconds until its alert fires and resolves
-	$(PY) -m tests.alerts
+	$(PY) -m tests.system.alerts
 
 test-lab: $(VENV)/.ready ## The lab itself: nothing leaks, nothing of the machine changes, it survives kill -9
 	$(STAGES) only lab
@@ -145,20 +145,20 @@ bench-idle: $(VENV)/.ready ## The lab at rest: CPU, process starts and memory of
 	$(PY) -m tools.bench_idle $(ARGS)
 
 bench-ingest: $(VENV)/.ready lab-tools ## Ingest from Kafka to committed rows, beside COPY, executemany and single rows: ARGS="--backlog"
-	$(PY) -m lab.images
-	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_ingest.py $(ARGS)
+	$(PY) -m lab.image_builds
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/integration/bench_ingest.py $(ARGS)
 
 bench-telemetry: $(VENV)/.ready lab-tools ## What the collector costs a small host: CPU per sample, rate and memory of a replay
-	$(PY) -m lab.images
-	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_telemetry.py $(ARGS)
+	$(PY) -m lab.image_builds
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/integration/bench_telemetry.py $(ARGS)
 
 bench-api: $(VENV)/.ready lab-tools ## Requests per second and latency of the API against a bare FastAPI application
-	$(PY) -m lab.images
-	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_api.py $(ARGS)
+	$(PY) -m lab.image_builds
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/integration/bench_api.py $(ARGS)
 
 bench-memory: $(VENV)/.ready lab-tools ## What a stopped Kafka costs a memory get: p99 with Kafka up and down, in turns
-	$(PY) -m lab.images
-	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/services/bench_memory.py $(ARGS)
+	$(PY) -m lab.image_builds
+	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/integration/bench_memory.py $(ARGS)
 
 secrets: $(VENV)/.ready ## Make the secrets an inventory lacks: make secrets INVENTORY=inventories/production
 	$(PY) tools/make_secrets.py --inventory $(or $(INVENTORY),inventories/lab)

@@ -360,9 +360,9 @@ def _inventory(progress: Progress) -> None:
 
 def _images(progress: Progress) -> None:
     """Build the images where this checkout can, and tell the inventory about them."""
-    if importlib.util.find_spec("lab.images") is None:
+    if importlib.util.find_spec("lab.image_builds") is None:
         return
-    module = importlib.import_module("lab.images")
+    module = importlib.import_module("lab.image_builds")
     try:
         references: dict[str, str] = module.ensure_images(progress, roots=False)
     except RuntimeError as error:

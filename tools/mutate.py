@@ -6,7 +6,7 @@ Each entry of the lists says which line of which file is replaced by what, and w
     file = "api/authorization.py"
     old = "a line, or a part of one, that occurs once"
     new = "what stands there instead"
-    test = "services/test_api_auth.py::test_roles"
+    test = "integration/test_api_auth.py::test_roles"
 
 Files and tests of the lists in files/python_services/tests/mutations are those of the services,
 below src/prime_spark and tests there; in tests/mutations they are paths in the repository, and the

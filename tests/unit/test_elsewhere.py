@@ -15,7 +15,7 @@ from tests.unit.test_validate_inventory import inventory, written
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAYBOOKS = [ROOT / "site.yml", *sorted((ROOT / "playbooks").glob("*.yml"))]
-SETTINGS = ("ANSIBLE_CONFIG", "ANSIBLE_ROLES_PATH", "ANSIBLE_LIBRARY")
+SETTINGS = ("ANSIBLE_CONFIG", "ANSIBLE_COLLECTIONS_PATH")
 
 
 def run(

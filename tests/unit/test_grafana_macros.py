@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.panels.grafana import MacroError, Range, duration, promql, seconds, sql
+from tests.integration.panels.grafana import MacroError, Range, duration, promql, seconds, sql
 
 SPAN = Range(1_700_000_000, 1_700_003_600)
 

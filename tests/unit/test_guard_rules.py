@@ -1,6 +1,6 @@
 """The VPN guard's rules, in namespaces of the test: who reaches what of a host.
 
-Skipped without nft or root; tests/faults/test_exposure.py asks the same of the lab's hosts.
+Skipped without nft or root; tests/system/faults/test_exposure.py asks the same of the lab's hosts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Snapshots of the lab: an interrupted command leaves the old state or the new one, never a mix.
 
-In plain directories; tests/lab has the same commands on btrfs and with hosts.
+In plain directories; tests/system/lab has the same commands on btrfs and with hosts.
 """
 
 from __future__ import annotations

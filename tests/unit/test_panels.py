@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from tests.panels.contract import labels_of, metrics_of, unknown
-from tests.panels.grafana import Range, promql, sql
-from tests.panels.queries import ROOT, listed, panels
+from tests.integration.panels.contract import labels_of, metrics_of, unknown
+from tests.integration.panels.grafana import Range, promql, sql
+from tests.integration.panels.queries import ROOT, listed, panels
 
 PROMTOOL = ROOT / ".venv/bin/promtool"
 SPAN = Range(1_700_000_000, 1_700_003_600)

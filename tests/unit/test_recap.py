@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fleet.recap import recap_of
+from tests.system.fleet.recap import recap_of
 
 OUTPUT = """\
 ok: [nas-1] => nas-1 : ok=9

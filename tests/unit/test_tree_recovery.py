@@ -28,6 +28,7 @@ ARGUMENTS = """
 from ansible.module_utils import basic
 basic._ANSIBLE_PROFILE = "legacy"
 basic._ANSIBLE_ARGS = ('{"ANSIBLE_MODULE_ARGS": %s}' % sys.stdin.read()).encode()
+from ansible_collections.prime_spark.fleet.plugins.modules import config_tree
 config_tree.main()
 """
 RUNNER = LOADER + ARGUMENTS

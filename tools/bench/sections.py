@@ -22,7 +22,7 @@ FLEET = (
     "site.yml",
     "files",
 )
-SERVICES = ("files/python_services", "lab/images", "lab/servers.py")
+SERVICES = ("files/python_services", "lab/images", "tests/integration/servers.py")
 
 
 @dataclasses.dataclass(frozen=True)
