@@ -13,10 +13,11 @@ class ModuleDocFragment:
 options:
   trees:
     description:
-      - Directories of templates below the role's C(templates), each C(src), C(dest) and optionally
-        C(owner), C(group), C(mode), C(dir_mode), C(secret) (content hidden, mode 0600), C(purge)
-        (the directory holds nothing else) and C(directory) (V(false) for a directory shared with
-        others, whose owner and mode stay). The suffix C(.j2) is dropped.
+      - Directories of templates below the role's C(templates), or of its C(files) (C(files/NAME)),
+        each C(src), C(dest) and optionally C(owner), C(group), C(mode), C(dir_mode), C(secret)
+        (content hidden, mode 0600), C(purge) (the directory holds nothing else) and C(directory)
+        (V(false) for a directory shared with others, whose owner and mode stay). The suffix C(.j2)
+        is dropped.
     type: list
     elements: dict
   files:

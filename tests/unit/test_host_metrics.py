@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).resolve().parents[2] / "roles/node_exporter/templates/program/host-metrics"
+PROGRAM = Path(__file__).resolve().parents[2] / "roles/node_exporter/files/program/host-metrics"
 
 
 def load() -> Any:

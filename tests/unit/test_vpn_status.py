@@ -8,7 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-PROGRAM = Path(__file__).resolve().parents[2] / "roles/wireguard/templates/status/vpn"
+PROGRAM = Path(__file__).resolve().parents[2] / "roles/wireguard/files/status/vpn"
 PEERS = {
     "interface": "wg0",
     "peers": [
