@@ -97,7 +97,7 @@ def buffered() -> dict[str, float]:
         for what, url in urls("metrics").items()
         if what.startswith("telemetry ")
     }
-    pages = probe(connect(members("kafka")[0]), "http_get", *asked.values())
+    pages = probe(connect(members("monitoring")[0]), "http_get", *asked.values())
     pattern = re.compile(r"^prime_spark_telemetry_buffer_records (\S+)", re.MULTILINE)
     found = {device: pattern.search(pages[url].get("body", "")) for device, url in asked.items()}
     return {device: float(match[1]) for device, match in found.items() if match}
