@@ -27,7 +27,7 @@ from prime_spark.hook.processes import end, marked
 from prime_spark.hook.queue import Queue, Run
 from prime_spark.hook.rules import Job
 from prime_spark.hook.settings import AnsibleConfig
-from prime_spark.hook.starter import run_one, systemd_run
+from prime_spark.hook.starter import run_one
 from support import Command, Daemon, eventually, free_port, inherited, running
 
 FULL = os.environ.get("PRIME_SPARK_FULL") == "1"
@@ -140,7 +140,6 @@ class Hook:
             "http": {"host": "127.0.0.1", "port": free_port()},
             "rules": str(folder / "rules.yml"),
             "state": str(folder / "state"),
-            "runner": "process",
             "limits": {"grace_seconds": 2, "parallel_runs": 3, "queued_runs": 50},
             "ansible": {
                 "checkout": str(checkout),
@@ -431,17 +430,3 @@ def test_two_processes_for_one_run_play_it_once(tmp_path: Path) -> None:
     kept = directory.events.read_text().splitlines()
     assert json.loads(kept[-1]) == {"event": "cut_off"}
     assert sum(map(len, kept[:-1])) < 1000
-
-
-def test_the_unit_of_a_run_ends_whatever_it_started(tmp_path: Path) -> None:
-    hook = Hook(tmp_path)
-    command = systemd_run(RunDirectory(tmp_path / "run"), order(hook, "unit"))
-    assert command[:4] == [
-        "systemd-run",
-        "--quiet",
-        "--collect",
-        "--unit=prime-spark-run-1.service",
-    ]
-    assert "--property=KillMode=mixed" in command
-    assert "--property=RuntimeMaxSec=92" in command
-    assert command[command.index("--") + 1 :] == run_one(RunDirectory(tmp_path / "run"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -32,14 +33,13 @@ class Starts:
         self.stopped: list[int] = []
         self.refuses = False
 
-    def start(self, directory: RunDirectory, order: Order) -> None:
-        assert directory.order() == order
+    def start(self, directory: RunDirectory) -> None:
         if self.refuses:
             raise StartError("no")
-        self.started.append(order.run)
+        self.started.append(directory.order().run)
 
-    def stop(self, directory: RunDirectory, order: Order) -> None:
-        self.stopped.append(order.run)
+    def stop(self, directory: RunDirectory) -> None:
+        self.stopped.append(directory.order().run)
 
 
 class Parts:
@@ -150,6 +150,44 @@ def test_a_process_that_does_not_start_fails_the_run_and_can_start_no_more(parts
         parts.scheduler.look()
     assert parts.state(run) == ("failed", "its process did not start (3 attempts)")
     assert RunDirectory(parts.runs / str(run)).claim() is None
+
+
+def test_a_row_that_cannot_be_read_fails_and_keeps_nobody_from_working(parts: Parts) -> None:
+    parts.hosts(None, "h1")
+    parts.hosts("b", "h2")
+    begun, waits = parts.put("a"), parts.put("b", limit="b")
+    parts.scheduler.start_what_can()
+    waits = parts.put("c", limit="b", tags=["x"])
+    good = parts.put("d", limit="b", tags=["y"])
+    with sqlite3.connect(parts.runs.parent / "queue.sqlite") as db:
+        for run in (begun, waits):
+            db.execute("UPDATE runs SET job = ? WHERE id = ?", (b'{"rule": "of before"}', run))
+    again = Parts(parts.runs.parent)
+    again.hosts("b", "h2")
+    again.scheduler.start_what_can()
+    assert again.state(waits) == ("failed", "cannot be read")
+    assert again.state(good)[0] == "queued"
+    # Its process works all the same.
+    claim = RunDirectory(parts.runs / str(begun)).claim()
+    assert claim is not None
+    again.scheduler.look()
+    assert again.state(begun)[0] == "running"
+    claim.release()
+    again.scheduler.look()
+    assert again.state(begun)[0] == "lost"
+
+
+def test_a_run_that_cannot_be_read_and_has_no_process_gets_none(parts: Parts) -> None:
+    parts.hosts(None, "h1")
+    run = parts.put("a")
+    parts.starter.refuses = True
+    parts.scheduler.start_what_can()
+    with sqlite3.connect(parts.runs.parent / "queue.sqlite") as db:
+        db.execute("UPDATE runs SET job = x'ff'")
+    again = Parts(parts.runs.parent)
+    again.scheduler.look()
+    assert again.state(run) == ("failed", "cannot be read")
+    assert again.starter.started == []
 
 
 def test_a_process_that_is_gone_without_a_result_is_lost(parts: Parts) -> None:

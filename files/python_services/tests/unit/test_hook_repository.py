@@ -157,7 +157,7 @@ def test_a_change_of_a_ref_is_a_run_at_its_commit(origin: Origin, tmp_path: Path
     origin.git("push", "--quiet", "--force", origin.url, f"{third}:refs/heads/main")
     assert polls.poll() == 0
     assert not health.is_ok("git")
-    assert [run.job.commit for run in queue.pending()] == [second, first]
+    assert [run.job and run.job.commit for run in queue.pending()] == [second, first]
     queue.end(1, "succeeded")
     assert polls.poll() == 1
     assert health.is_ok("git")

@@ -222,6 +222,10 @@ BROKEN = {
     "rules/0/run/timeout_seconds": (0, "run.timeout_seconds: Expected `float` > 0"),
     "rules/0/run/priority": ("hgh", "expected one of high, normal, low (did you mean 'high'?)"),
     "rules/0/run/limit": ("@hosts", "run.limit: Expected `str` matching"),
+    "rules/0/run": (
+        {"playbook": "site.yml", "limit": {"field": "a", "enum": ["h1", "@hosts"]}},
+        "limit: enum: '@hosts' is no host pattern",
+    ),
     "rules/0/run/tags": (["--become"], "run.tags[0]: Expected `str` matching"),
     "rules/0/run/from_body": (
         {"ansible_connection": {"field": "a", "enum": ["b"]}},
@@ -342,7 +346,8 @@ def test_check_config_looks_at_rules_and_secrets(
 
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     check(0, "config.json: ok")
-    check(2, "unknown field `runer` (did you mean `runner`?)", runer="process")
+    check(2, "unknown field `stat` (did you mean `state`?)", stat="/var")
+    check(2, "unknown field `runner`", runner="systemd")
     check(2, "cannot read the rules", rules=str(tmp_path / "none.yml"))
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     check(2, "credential 'hook_github': cannot read")

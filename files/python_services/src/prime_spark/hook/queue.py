@@ -61,7 +61,7 @@ CREATE TABLE IF NOT EXISTS heads (
     PRIMARY KEY (source, ref)
 ) STRICT, WITHOUT ROWID;
 """
-_COLUMNS = "id, state, job, accepted, started, ended, hosts, reason, cancel"
+_COLUMNS = "id, rule, state, job, accepted, started, ended, hosts, reason, cancel"
 _ACTIVE = "('starting', 'running')"
 # Another process, a command of an operator, writes for milliseconds.
 _BUSY_SECONDS = 10.0
@@ -72,11 +72,15 @@ class FullError(Exception):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A run as the queue knows it. Times are Unix seconds, None for not yet."""
+    """A run as the queue knows it. Times are Unix seconds, None for not yet.
+
+    `job` is None where what is stored cannot be read, as after a release with other fields.
+    """
 
     id: int
+    rule: str
     state: State
-    job: Job
+    job: Job | None
     accepted: float
     started: float | None
     ended: float | None
@@ -313,11 +317,12 @@ class Queue:
 
 
 def _run(row: tuple[Any, ...]) -> Run:
-    identity, state, job, accepted, started, ended, hosts, reason, cancel = row
+    identity, rule, state, job, accepted, started, ended, hosts, reason, cancel = row
     return Run(
         id=identity,
+        rule=rule,
         state=state,
-        job=msgspec.json.decode(job, type=Job),
+        job=_job(job),
         accepted=accepted,
         started=started,
         ended=ended,
@@ -325,3 +330,10 @@ def _run(row: tuple[Any, ...]) -> Run:
         reason=reason,
         cancel=bool(cancel),
     )
+
+
+def _job(data: bytes) -> Job | None:
+    try:
+        return msgspec.json.decode(data, type=Job)
+    except (msgspec.MsgspecError, ValueError):
+        return None

@@ -177,15 +177,25 @@ class Action(Config, frozen=True):
     commit: FieldPath | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.limit, BodyValue) and isinstance(self.limit.enum, UnsetType):
-            raise ValueError(  # noqa: TRY004 (msgspec wants it)
-                "limit: from a body only as enum, a list of hosts or groups"
-            )
+        if isinstance(self.limit, BodyValue):
+            self._check_hosts(self.limit)
         for name in self.from_body:
             if name.startswith("ansible_"):
                 raise ValueError(f"from_body: {name} would change how Ansible works")
             if name in self.variables:
                 raise ValueError(f"from_body: {name} is one of variables, too")
+
+    @staticmethod
+    def _check_hosts(limit: BodyValue) -> None:
+        if isinstance(limit.enum, UnsetType):
+            raise ValueError(  # noqa: TRY004 (msgspec wants it)
+                "limit: from a body only as enum, a list of hosts or groups"
+            )
+        for host in limit.enum:
+            try:
+                msgspec.convert(host, HostPattern)
+            except msgspec.ValidationError:
+                raise ValueError(f"limit: enum: {host!r} is no host pattern") from None
 
 
 class Remediation(Config, frozen=True):

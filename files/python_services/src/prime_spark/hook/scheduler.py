@@ -24,6 +24,7 @@ from prime_spark.hook.metrics import HookMetrics
 from prime_spark.hook.processes import end, marked
 from prime_spark.hook.queue import Ended, Queue, Run
 from prime_spark.hook.repository import GitError, Repository
+from prime_spark.hook.rules import Job
 from prime_spark.hook.settings import AnsibleConfig, HookConfig
 from prime_spark.hook.starter import Starter, StartError
 from prime_spark.runtime.service import Service
@@ -41,6 +42,7 @@ _STARTS = 3
 _HOSTS_SECONDS = 30.0
 # What a run's process has for its end on top of the grace that it gives Ansible.
 _SPARE_SECONDS = 20.0
+_UNREADABLE = "cannot be read"
 
 
 @dataclass
@@ -114,33 +116,36 @@ class Scheduler:
         pending = self._queue.pending()
         self._remove_worktrees([*active, *pending])
         for run in pending:
+            if run.job is None:
+                self._end(run, "failed", _UNREADABLE)
+                continue
             if places <= 0:
                 return
-            hosts = self._hosts_of(run, taken)
+            hosts = self._hosts_of(run, run.job, taken)
             if hosts is None:
                 continue
             if hosts & taken:
                 taken |= hosts
                 continue
-            if reason := self._brake(run, hosts):
+            if reason := self._brake(run.job, hosts):
                 self._end(run, "skipped", reason)
                 continue
-            self._directory(run).prepare(self._order(run))
+            self._directory(run).prepare(self._order(run, run.job))
             if self._queue.start(run.id, hosts):
                 self._launch(run)
                 taken |= hosts
                 places -= 1
 
-    def _hosts_of(self, run: Run, taken: set[str]) -> frozenset[str] | None:
+    def _hosts_of(self, run: Run, job: Job, taken: set[str]) -> frozenset[str] | None:
         """Return the run's hosts; None when it has ended because there are none."""
-        key = (run.job.commit, run.job.playbook, run.job.limit)
+        key = (job.commit, job.playbook, job.limit)
         at, hosts = self._hosts.get(key, (0.0, frozenset()))
         if hosts and (hosts & taken or time.monotonic() - at < _HOSTS_SECONDS):
             return hosts
         try:
-            if run.job.commit is not None and self._repository is not None:
-                self._repository.checkout(run.job.commit)
-            hosts = hosts_of(self._ansible(run), run.job)
+            if job.commit is not None and self._repository is not None:
+                self._repository.checkout(job.commit)
+            hosts = hosts_of(self._ansible(job), job)
         except (GitError, HostsError) as error:
             self._end(run, "failed", str(error))
             return None
@@ -151,7 +156,7 @@ class Scheduler:
         """Remove the worktrees that none of `runs` needs."""
         if self._repository is None:
             return
-        needed = {run.job.commit for run in runs if run.job.commit is not None}
+        needed = {run.job.commit for run in runs if run.job and run.job.commit}
         try:
             self._repository.keep_only(needed)
         except GitError as error:
@@ -160,23 +165,23 @@ class Scheduler:
             key: entry for key, entry in self._hosts.items() if key[0] is None or key[0] in needed
         }
 
-    def _ansible(self, run: Run) -> AnsibleConfig:
+    def _ansible(self, job: Job) -> AnsibleConfig:
         """Return what the run is made with: its commit's worktree, or the checkout."""
-        if run.job.commit is None or self._repository is None:
+        if job.commit is None or self._repository is None:
             return self._config.ansible
-        checkout = str(self._repository.path(run.job.commit))
+        checkout = str(self._repository.path(job.commit))
         return msgspec.structs.replace(self._config.ansible, checkout=checkout)
 
-    def _brake(self, run: Run, hosts: frozenset[str]) -> str | None:
+    def _brake(self, job: Job, hosts: frozenset[str]) -> str | None:
         """Return why a remediation is not to start now."""
-        brakes = run.job.remediation
+        brakes = job.remediation
         if brakes is None:
             return None
         now = time.time()
-        recent = self._queue.started_since(run.job.rule, now - brakes.window_seconds)
+        recent = self._queue.started_since(job.rule, now - brakes.window_seconds)
         if len(recent) >= brakes.max_runs:
             return f"{len(recent)} runs of the rule within {brakes.window_seconds:g} s"
-        for other in self._queue.started_since(run.job.rule, now - brakes.cooldown_seconds):
+        for other in self._queue.started_since(job.rule, now - brakes.cooldown_seconds):
             if shared := hosts.intersection(other.hosts):
                 host = min(shared)
                 return f"run {other.id} was on {host} within {brakes.cooldown_seconds:g} s"
@@ -189,13 +194,13 @@ class Scheduler:
             attempt.starts += 1
             attempt.started = time.monotonic()
         try:
-            self._starter.start(self._directory(run), self._order(run))
+            self._starter.start(self._directory(run))
         except StartError as error:
             _log.error("a run's process does not start", run=run.id, error=str(error))
             with self._lock:
                 attempt.started = 0.0
         else:
-            _log.info("run started", run=run.id, rule=run.job.rule, start=attempt.starts)
+            _log.info("run started", run=run.id, rule=run.rule, start=attempt.starts)
 
     # -- following ----------------------------------------------------------------------------
 
@@ -230,8 +235,8 @@ class Scheduler:
         attempt = self._attempts.get(run.id, _Attempt())
         if time.monotonic() - attempt.started < _CLAIM_SECONDS and attempt.started:
             return False
-        if attempt.starts < _STARTS and not run.cancel:
-            directory.prepare(self._order(run))
+        if run.job is not None and attempt.starts < _STARTS and not run.cancel:
+            directory.prepare(self._order(run, run.job))
             self._launch(run)
             return False
         # While we hold the claim, no process begins any more.
@@ -240,18 +245,15 @@ class Scheduler:
             return False
         claim.release()
         state: Ended = "cancelled" if run.cancel else "failed"
-        return self._end(run, state, f"its process did not start ({attempt.starts} attempts)")
+        reason = f"its process did not start ({attempt.starts} attempts)"
+        return self._end(run, state, _UNREADABLE if run.job is None else reason)
 
     def _stop(self, run: Run, directory: RunDirectory) -> None:
         attempt = self._attempts.setdefault(run.id, _Attempt())
         if not attempt.stopped:
             attempt.stopped = time.monotonic()
             _log.info("stopping a run", run=run.id)
-            try:
-                self._starter.stop(directory, self._order(run))
-            except StartError as error:
-                attempt.stopped = 0.0
-                _log.error("a run cannot be stopped", run=run.id, error=str(error))
+            self._starter.stop(directory)
         elif (
             time.monotonic() - attempt.stopped > self._config.limits.grace_seconds + _SPARE_SECONDS
         ):
@@ -275,18 +277,18 @@ class Scheduler:
         with self._lock:
             self._attempts.pop(run.id, None)
         self._metrics.ended.labels(state).inc()
-        _log.info("run ended", run=run.id, rule=run.job.rule, state=state, reason=reason)
+        _log.info("run ended", run=run.id, rule=run.rule, state=state, reason=reason)
         return True
 
     def _directory(self, run: Run) -> RunDirectory:
         return RunDirectory(self._runs / str(run.id))
 
-    def _order(self, run: Run) -> Order:
+    def _order(self, run: Run, job: Job) -> Order:
         limits = self._config.limits
         return Order(
             run=run.id,
-            job=run.job,
-            ansible=self._ansible(run),
+            job=job,
+            ansible=self._ansible(job),
             grace_seconds=limits.grace_seconds,
             event_bytes=limits.event_bytes,
         )

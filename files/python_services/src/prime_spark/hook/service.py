@@ -19,7 +19,7 @@ from prime_spark.hook.rules import Rules
 from prime_spark.hook.scheduler import Scheduler
 from prime_spark.hook.settings import HookConfig
 from prime_spark.hook.signatures import check_secret
-from prime_spark.hook.starter import ProcessStarter, SystemdStarter
+from prime_spark.hook.starter import ProcessStarter
 from prime_spark.runtime.asgi import serve
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.logs import configure_logging
@@ -73,11 +73,10 @@ def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) 
         health.expect("queue", essential=True)
         health.set("queue", True)
         metrics = HookMetrics(REGISTRY)
-        starter = SystemdStarter() if config.runner == "systemd" else ProcessStarter()
         repository = None
         if config.repository is not None:
             repository = Repository(config.repository, Path(config.state))
-        scheduler = Scheduler(config, queue, starter, metrics, repository)
+        scheduler = Scheduler(config, queue, ProcessStarter(), metrics, repository)
         intake = Intake(
             rules,
             secrets,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
@@ -64,17 +64,12 @@ class LimitsConfig(Config, frozen=True):
 
 
 class HookConfig(Config, frozen=True):
-    """Configuration of prime-spark-hook.
-
-    `runner` says what holds the processes of a run together: a transient unit of `systemd`, or a
-    session (`process`: for development and tests, see docs/hook.md).
-    """
+    """Configuration of prime-spark-hook."""
 
     http: HttpConfig
     rules: AbsolutePath
     ansible: AnsibleConfig
     repository: RepositoryConfig | None = None
     state: AbsolutePath = "/var/lib/prime-spark-hook"
-    runner: Literal["systemd", "process"] = "systemd"
     limits: LimitsConfig = LimitsConfig()
     log_level: LogLevel = "info"
