@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from hypothesis import strategies as st
 
 from hook_deliveries import FOLDER, body_of, lowered, recorded
 from prime_spark.hook.cli import main
-from prime_spark.hook.rules import Job, Rules, RulesError, ValueRefusedError, load_rules, read_rules
+from prime_spark.hook.rules import (
+    Condition,
+    Job,
+    Rules,
+    RulesError,
+    ValueRefusedError,
+    load_rules,
+    read_rules,
+)
 
 DOCUMENT: dict[str, Any] = {
     "sources": [
@@ -57,7 +66,7 @@ DOCUMENT: dict[str, Any] = {
                 "check": True,
                 "variables": {"origin": "release"},
                 "from_body": {
-                    "version": {"field": "data.version", "pattern": r"\d+(\.\d+)*"},
+                    "version": {"field": "data.version", "pattern": r"\d+\.\d+\.\d+"},
                     "replicas": {"field": "data.replicas", "integer": {"min": 1, "max": 4}},
                     "channel": {"field": "data.channel", "enum": ["stable", "beta"]},
                 },
@@ -104,7 +113,7 @@ def test_a_delivery_becomes_what_its_rule_says_and_nothing_else() -> None:
         {"ref": "refs/tags/v1"},
         {"ref": ["refs/heads/main"]},
         {"ref": None},
-        {"ref": "refs/heads/" + "x" * 5000},
+        {"ref": "refs/heads/" + "x" * 190},
         {"repository": {"full_name": "example/fleet2"}},
         {"repository": "example/fleet"},
         {"deleted": True},
@@ -259,6 +268,50 @@ def test_an_error_names_file_rule_key_and_what_is_expected(path: str) -> None:
 )
 def test_what_cannot_work_is_refused(path: str, value: Any, said: str) -> None:
     assert said in broken(path, value)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+b",
+        "(a*)*b",
+        "(a|aa)+b",
+        "(a?){60}a{60}",
+        "a?" * 30 + "a{30}",
+        "(?:(?:x+y?)+z?)+",
+        ".*.*.*.*b",
+        r"\d+(\.\d+)*",
+        r"(.+)x\1",
+        "(?P<a>.*)(?P=a)",
+        "(a)?(?(1)b|c)",
+        "(?=(a+)+b).*",
+        "(?>(a+)+)b",
+        "((a{1,100}){1,100}){1,100}",
+    ],
+)
+def test_patterns_that_can_take_very_long_are_refused(pattern: str) -> None:
+    assert "deleted: pattern" in (
+        said := broken("rules/0/match/body/deleted", {"pattern": pattern})
+    )
+    assert "too many ways" in said
+    value = {"field": "data.version", "pattern": pattern}
+    assert "too many ways" in broken("rules/2/run/from_body/version", value)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["[a-z0-9-]+", r"v?\d+\.\d+\.\d+", "(main|release/.*)", "(ab)*", "[0-9a-f]{40}", "(?i)x.*"],
+)
+def test_patterns_that_people_write_are_taken(pattern: str) -> None:
+    Condition(pattern=pattern)
+
+
+def test_the_slowest_pattern_that_is_taken_is_fast() -> None:
+    condition = Condition(pattern=".*.*.*b")
+    started = time.process_time()
+    assert not condition.holds("a" * 200)
+    assert time.process_time() - started < 2.0
+    assert not condition.holds("a" * 200 + "b")
 
 
 @pytest.mark.parametrize("text", ["{{ lookup('file', '/etc/shadow') }}", "{% if x %}", "{#"])

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -32,10 +33,14 @@ Tag = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*\Z")]
 HostPattern = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_*!&][A-Za-z0-9_.,:!&*\[\]-]*\Z")]
 VariableName = Annotated[str, Meta(pattern=r"^[a-z_][a-z0-9_]{0,63}\Z")]
 
+# Python's own reading of a regular expression; the library documents no other.
+_parser = import_module("re._parser")
 _TEMPLATE = re.compile(r"\{[{%#]")
 _COMMIT = "[0-9a-f]{40}([0-9a-f]{24})?"
-# A pattern may take long on more.
-_MATCHED_CHARS = 4096
+# What a pattern is tried on, and in how many ways at most: senders choose the text, and the service
+# answers nobody while a pattern is tried.
+_MATCHED_CHARS = 200
+_MAX_WAYS = 4 * (_MATCHED_CHARS + 1) ** 3
 _MAX_BYTES = 1024 * 1024
 
 
@@ -135,7 +140,7 @@ class BodyValue(Config, frozen=True):
     enum: Annotated[list[Scalar], Meta(min_length=1)] | UnsetType = UNSET
     pattern: str | UnsetType = UNSET
     integer: Range | UnsetType = UNSET
-    max_length: Annotated[int, Meta(ge=1, le=1000)] = 100
+    max_length: Annotated[int, Meta(ge=1, le=_MATCHED_CHARS)] = 100
 
     def __post_init__(self) -> None:
         if [self.enum, self.pattern, self.integer].count(UNSET) != 2:
@@ -438,8 +443,35 @@ def _same(value: Scalar, wanted: Scalar) -> bool:
 def _compile(pattern: str) -> None:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+    if _ways(_parser.parse(pattern)) > _MAX_WAYS:
+        raise ValueError(
+            f"pattern {pattern!r} can be tried in too many ways: expected no back reference, no "
+            "choice or repetition in a repetition, and three open repetitions at most"
+        )
+
+
+def _ways(items: Iterable[tuple[Any, Any]]) -> int:
+    """Return in how many ways a text can be tried, at most; of repetitions each count is one."""
+    ways = 1
+    for what, argument in items:
+        name, inner = str(what), 1
+        if name in {"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"}:
+            least, most = (min(int(count), _MATCHED_CHARS) for count in argument[:2])
+            once = min(_ways(argument[2]), _MAX_WAYS + 1)
+            inner = once**most * (most - least + 1)
+        elif name == "BRANCH":
+            inner = sum(_ways(choice) for choice in argument[1])
+        elif name in {"SUBPATTERN", "ASSERT", "ASSERT_NOT"}:
+            inner = _ways(argument[-1])
+        elif name == "ATOMIC_GROUP":
+            inner = _ways(argument)
+        elif name not in {"ANY", "AT", "CATEGORY", "IN", "LITERAL", "NOT_LITERAL"}:
+            # A reference to a group: its text may be as long as the value.
+            inner = _MAX_WAYS + 1
+        ways = min(ways * inner, _MAX_WAYS + 1)
+    return ways
 
 
 class _Loader(yaml.SafeLoader):
