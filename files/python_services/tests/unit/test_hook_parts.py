@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 from test_hook_queue import job
 
@@ -21,6 +22,7 @@ from prime_spark.hook.runner import _Events, environment
 from prime_spark.hook.scheduler import Scheduler
 from prime_spark.hook.settings import AnsibleConfig, HookConfig, HttpConfig, LimitsConfig
 from prime_spark.hook.starter import StartError
+from prime_spark.runtime.health import Health
 
 ANSIBLE = AnsibleConfig(checkout="/c", inventory="i", programs="/opt/ansible/bin")
 
@@ -54,8 +56,15 @@ class Parts:
         self.queue = Queue(folder / "queue.sqlite")
         self.starter = Starts()
         metrics = HookMetrics(CollectorRegistry())
-        self.scheduler = Scheduler(config, self.queue, self.starter, metrics)
+        self.health = Health("hook")
+        self.beats = 0
+        self.scheduler = Scheduler(
+            config, self.queue, self.starter, metrics, health=self.health, beat=self.beat
+        )
         self.runs = folder / "runs"
+
+    def beat(self) -> None:
+        self.beats += 1
 
     def hosts(self, limit: str | None, *hosts: str) -> None:
         """Say which hosts a limit means."""
@@ -96,6 +105,32 @@ def test_no_more_runs_at_a_time_than_are_allowed(parts: Parts) -> None:
         parts.put(name, limit=name)
     parts.scheduler.start_what_can()
     assert len(parts.starter.started) == 2
+
+
+def test_each_run_that_is_looked_at_is_a_sign_of_life(parts: Parts) -> None:
+    parts.hosts("a", "h1")
+    for key in "abc":
+        parts.put(key, limit="a", tags=[key])
+    parts.scheduler.start_what_can()
+    assert parts.beats == 3
+
+
+def test_what_cannot_be_written_is_told_once_and_tried_again(parts: Parts) -> None:
+    parts.hosts(None, "h1")
+    run = parts.put("a")
+    parts.runs.write_text("no directory")
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(2):
+            parts.scheduler.guarded("starting runs", parts.scheduler.start_what_can)
+            assert parts.health.status == "failing"
+    assert [line["log_level"] for line in lines] == ["error"]
+    parts.runs.unlink()
+    parts.scheduler.guarded("starting runs", parts.scheduler.start_what_can)
+    assert parts.health.status == "ok"
+    assert parts.state(run)[0] == "starting"
+    parts.queue.close()
+    assert not parts.scheduler.guarded("following runs", parts.scheduler.look)
+    assert not parts.health.is_ok("following runs")
 
 
 def test_brakes(parts: Parts) -> None:

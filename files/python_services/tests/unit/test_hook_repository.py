@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from prime_spark.config import ConfigError
+from prime_spark.config import ConfigError, decode_config
 from prime_spark.hook.poll import Poller
 from prime_spark.hook.queue import Queue
 from prime_spark.hook.repository import GitError, Repository
@@ -16,6 +18,8 @@ from prime_spark.hook.rules import Rules, RulesError, ValueRefusedError, read_ru
 from prime_spark.hook.service import check_commits
 from prime_spark.hook.settings import AnsibleConfig, HookConfig, HttpConfig, RepositoryConfig
 from prime_spark.runtime.health import Health
+from prime_spark.runtime.notify import Notifier
+from prime_spark.runtime.service import Service
 
 
 class Origin:
@@ -111,6 +115,33 @@ def test_an_origin_that_is_away_is_an_error_of_one_line(tmp_path: Path) -> None:
         Repository(away, tmp_path).heads()
 
 
+def test_no_error_of_git_tells_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://CANARY-1@git.example.org/fleet"
+    for name in (url, url.replace("CANARY", "user:CANARY"), url.upper()):
+        with pytest.raises(ConfigError, match="credential helper"):
+            decode_config(json.dumps({"url": name, "refs": ["refs/heads/main"]}), RepositoryConfig)
+    program = tmp_path / "git"
+    program.touch(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    # A helper or url.*.insteadOf may have put it there.
+    address = "ssh://user:CANARY@x@git.example.org/fleet"
+    away = RepositoryConfig(url=address, refs=["refs/heads/main"], timeout_seconds=0.2)
+    said = []
+    for script in (f"echo 'cannot reach {address} {'x' * 270}' >&2; exit 1", "exec sleep 60"):
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        with pytest.raises(GitError) as error:
+            Repository(away, tmp_path).heads()
+        said.append(str(error.value))
+    assert "CANARY" not in str(said)
+    assert said[1] == "git ls-remote: no answer within 0.2 s"
+
+
+def test_each_command_of_git_is_a_sign_of_life(origin: Origin, tmp_path: Path) -> None:
+    beats: list[int] = []
+    Repository(config(origin), tmp_path, lambda: beats.append(1)).heads()
+    assert beats == [1]
+
+
 # --- polling ----------------------------------------------------------------------------------
 
 
@@ -130,10 +161,10 @@ def rules() -> Rules:
     return read_rules(json.dumps(document), "rules.yml")
 
 
-def poller(origin: Origin, queue: Queue, state: Path) -> tuple[Poller, Health]:
+def poller(origin: Origin, queue: Queue, state: Path, seconds: float = 1) -> tuple[Poller, Health]:
     health = Health("hook")
     repository = Repository(config(origin, "refs/heads/main", "refs/heads/other"), state)
-    made = Poller(repository, rules(), queue, seconds=1, health=health, wake=lambda: None)
+    made = Poller(repository, rules(), queue, seconds=seconds, health=health, wake=lambda: None)
     return made, health
 
 
@@ -173,6 +204,30 @@ def test_an_origin_that_is_away_is_told_and_asked_again(origin: Origin, tmp_path
     (tmp_path / "away").rename(bare)
     polls.poll()
     assert health.status == "ok"
+
+
+def test_between_two_looks_the_poller_gives_signs_of_life(origin: Origin, tmp_path: Path) -> None:
+    polls, _ = poller(origin, Queue(tmp_path / "queue.sqlite"), tmp_path, seconds=200.0)
+    pauses: list[float] = []
+
+    class Watched(Service):
+        beats = 0
+
+        def beat(self, loop: str) -> None:
+            super().beat(loop)
+            self.beats += 1
+
+        async def pause(self, seconds: float) -> bool:
+            pauses.append(seconds)
+            return len(pauses) == 8
+
+    async def play() -> int:
+        service = Watched(Notifier(), stall_seconds=120.0)
+        await polls.run(service)
+        return service.beats
+
+    assert asyncio.run(play()) == 8 + 2
+    assert pauses == [30.0] * 6 + [20.0, 30.0]
 
 
 def test_a_commit_is_a_hash_and_nothing_else() -> None:

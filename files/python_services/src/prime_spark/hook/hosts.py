@@ -11,7 +11,8 @@ from pathlib import Path
 from prime_spark.hook.rules import Job
 from prime_spark.hook.settings import AnsibleConfig
 
-_SECONDS = 120.0
+# Half of what stops a service that hangs.
+_SECONDS = 60.0
 _REASON_CHARS = 300
 
 
@@ -43,7 +44,9 @@ def hosts_of(ansible: AnsibleConfig, job: Job) -> frozenset[str]:
                 timeout=_SECONDS,
                 check=False,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired:
+            raise HostsError(f"cannot list the hosts: no answer within {_SECONDS:g} s") from None
+        except OSError as error:
             raise HostsError(f"cannot list the hosts: {error}") from None
     if done.returncode != 0:
         text = " ".join(done.stderr.split())[-_REASON_CHARS:]

@@ -16,6 +16,9 @@ from prime_spark.runtime.service import Service
 
 _log = structlog.get_logger(__name__)
 
+# A loop that is silent for two minutes has the service restarted.
+_BEAT_SECONDS = 30.0
+
 
 class Poller:
     """Makes an event `{ref, before, after}` of each change of a ref.
@@ -48,8 +51,12 @@ class Poller:
             service.beat("polling")
             if await asyncio.to_thread(self.poll):
                 self._wake()
-            if await service.pause(self._seconds):
-                return
+            left = self._seconds
+            while left > 0:
+                service.beat("polling")
+                if await service.pause(min(left, _BEAT_SECONDS)):
+                    return
+                left -= _BEAT_SECONDS
 
     def poll(self) -> int:
         """Ask once; return how many runs came of it."""

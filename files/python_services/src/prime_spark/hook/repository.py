@@ -11,12 +11,13 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from prime_spark.hook.settings import RepositoryConfig
 
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+_USERINFO = re.compile(r"(://)[^/\s]*@")
 _REASON_CHARS = 300
 
 
@@ -25,10 +26,16 @@ class GitError(Exception):
 
 
 class Repository:
-    """The mirror and the worktrees below `state`. Only one thread makes and removes worktrees."""
+    """The mirror and the worktrees below `state`. Only one thread makes and removes worktrees.
 
-    def __init__(self, config: RepositoryConfig, state: Path) -> None:
+    `beat` is called before each command of Git.
+    """
+
+    def __init__(
+        self, config: RepositoryConfig, state: Path, beat: Callable[[], None] = lambda: None
+    ) -> None:
         self._config = config
+        self._beat = beat
         self._mirror = state / "mirror.git"
         self._worktrees = state / "worktrees"
 
@@ -101,6 +108,7 @@ class Repository:
         command = ["git", "-c", "core.hooksPath=/dev/null", "-c", "protocol.ext.allow=never"]
         command += ["-c", "gc.autoDetach=false"]
         command += ["--git-dir", str(self._mirror)] if mirror else []
+        self._beat()
         try:
             done = subprocess.run(  # noqa: S603
                 [*command, *arguments],
@@ -120,9 +128,14 @@ class Repository:
                 timeout=self._config.timeout_seconds,
                 check=False,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired:
+            # The exception's own text has the whole command.
+            seconds = self._config.timeout_seconds
+            raise GitError(f"git {arguments[0]}: no answer within {seconds:g} s") from None
+        except OSError as error:
             raise GitError(f"git {arguments[0]}: {error}") from None
         if done.returncode != 0:
-            text = " ".join(done.stderr.split())[-_REASON_CHARS:]
+            # Git may have a token from a helper, or from another setting.
+            text = _USERINFO.sub(r"\1***@", " ".join(done.stderr.split()))[-_REASON_CHARS:]
             raise GitError(f"git {arguments[0]} ended with {done.returncode}: {text}")
         return done.stdout

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from prime_spark.hook.repository import GitError, Repository
 from prime_spark.hook.rules import Job
 from prime_spark.hook.settings import AnsibleConfig, HookConfig
 from prime_spark.hook.starter import Starter, StartError
+from prime_spark.runtime.health import Health
 from prime_spark.runtime.service import Service
 
 _log = structlog.get_logger(__name__)
@@ -43,6 +46,9 @@ _HOSTS_SECONDS = 30.0
 # What a run's process has for its end on top of the grace that it gives Ansible.
 _SPARE_SECONDS = 20.0
 _UNREADABLE = "cannot be read"
+# The two loops, for the watchdog and for /health.
+STARTING = "starting runs"
+FOLLOWING = "following runs"
 
 
 @dataclass
@@ -63,13 +69,21 @@ class Scheduler:
         queue: Queue,
         starter: Starter,
         metrics: HookMetrics,
+        *,
+        health: Health,
         repository: Repository | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._queue = queue
         self._starter = starter
         self._metrics = metrics
+        self._health = health
+        for part in (STARTING, FOLLOWING):
+            health.expect(part, essential=True)
+            health.set(part, True)
         self._repository = repository
+        self._beat = beat
         self._runs = Path(config.state) / "runs"
         self._attempts: dict[int, _Attempt] = {}
         self._lock = threading.Lock()
@@ -91,20 +105,31 @@ class Scheduler:
 
     async def _follow(self, service: Service) -> None:
         while not await service.pause(_LOOK_SECONDS if self._following else _IDLE_LOOK_SECONDS):
-            service.beat("following runs")
-            if await asyncio.to_thread(self.look):
+            service.beat(FOLLOWING)
+            if await asyncio.to_thread(self.guarded, FOLLOWING, self.look):
                 self._changed.set()
 
     async def _start(self, service: Service) -> None:
         while not service.stop.is_set():
-            service.beat("starting runs")
+            service.beat(STARTING)
             self._changed.clear()
-            await asyncio.to_thread(self.start_what_can)
+            await asyncio.to_thread(self.guarded, STARTING, self.start_what_can)
             try:
                 async with asyncio.timeout(_IDLE_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    def guarded(self, part: str, work: Callable[[], bool | None]) -> bool:
+        """Work, or tell why that cannot be done now (a full disk). The next look tries again."""
+        try:
+            result = work()
+        except (OSError, sqlite3.Error) as error:
+            if self._health.set(part, False, str(error)):
+                _log.error("the scheduler cannot work", part=part, error=str(error))
+            return False
+        self._health.set(part, True)
+        return bool(result)
 
     # -- starting -----------------------------------------------------------------------------
 
@@ -116,6 +141,7 @@ class Scheduler:
         pending = self._queue.pending()
         self._remove_worktrees([*active, *pending])
         for run in pending:
+            self._beat()
             if run.job is None:
                 self._end(run, "failed", _UNREADABLE)
                 continue

@@ -16,7 +16,7 @@ from prime_spark.hook.poll import Poller
 from prime_spark.hook.queue import Queue
 from prime_spark.hook.repository import Repository
 from prime_spark.hook.rules import Rules
-from prime_spark.hook.scheduler import Scheduler
+from prime_spark.hook.scheduler import STARTING, Scheduler
 from prime_spark.hook.settings import HookConfig
 from prime_spark.hook.signatures import check_secret
 from prime_spark.hook.starter import ProcessStarter
@@ -73,10 +73,22 @@ def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) 
         health.expect("queue", essential=True)
         health.set("queue", True)
         metrics = HookMetrics(REGISTRY)
+
+        def beat() -> None:
+            service.beat(STARTING)
+
         repository = None
         if config.repository is not None:
-            repository = Repository(config.repository, Path(config.state))
-        scheduler = Scheduler(config, queue, ProcessStarter(), metrics, repository)
+            repository = Repository(config.repository, Path(config.state), beat)
+        scheduler = Scheduler(
+            config,
+            queue,
+            ProcessStarter(),
+            metrics,
+            health=health,
+            repository=repository,
+            beat=beat,
+        )
         intake = Intake(
             rules,
             secrets,
@@ -89,10 +101,14 @@ def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(serve(intake.app(config.http, REGISTRY), config.http, service))
             tasks.create_task(scheduler.run(service))
-            if config.repository is not None and repository is not None:
-                seconds = config.repository.poll_seconds
+            if config.repository is not None:
                 poller = Poller(
-                    repository, rules, queue, seconds=seconds, health=health, wake=scheduler.wake
+                    Repository(config.repository, Path(config.state)),
+                    rules,
+                    queue,
+                    seconds=config.repository.poll_seconds,
+                    health=health,
+                    wake=scheduler.wake,
                 )
                 tasks.create_task(poller.run(service))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import msgspec
@@ -36,7 +37,8 @@ class AnsibleConfig(Config, frozen=True):
 class RepositoryConfig(Config, frozen=True):
     """Where the playbooks come from, and which refs are allowed: full names, `refs/heads/main`.
 
-    `environment` is what Git sees beside `PATH`, `HOME` and `LANG`: `GIT_SSH_COMMAND`, say.
+    `environment` is what Git sees beside `PATH`, `HOME` and `LANG`: `GIT_SSH_COMMAND`, say. No
+    command of Git takes longer than `timeout_seconds`, half of what stops a service that hangs.
     """
 
     url: Annotated[str, msgspec.Meta(pattern=r"^[^-\s]\S*\Z")]
@@ -45,8 +47,14 @@ class RepositoryConfig(Config, frozen=True):
         msgspec.Meta(min_length=1),
     ]
     poll_seconds: PositiveSeconds = 60.0
-    timeout_seconds: PositiveSeconds = 120.0
+    timeout_seconds: Annotated[PositiveSeconds, msgspec.Meta(le=60)] = 60.0
     environment: dict[VariableName, str] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if re.match(r"https?://[^/]*@", self.url, re.IGNORECASE):
+            raise ValueError(
+                "url: expected no user or password: they belong into a credential helper of Git's"
+            )
 
 
 class LimitsConfig(Config, frozen=True):
