@@ -24,6 +24,7 @@ from prime_spark.hook.intake import Intake
 from prime_spark.hook.metrics import HookMetrics
 from prime_spark.hook.queue import Queue
 from prime_spark.hook.rules import Rules, read_rules
+from prime_spark.hook.settings import LimitsConfig
 from prime_spark.runtime.health import Health
 
 BODY_BYTES = 20_000
@@ -59,7 +60,7 @@ class Hook:
             rules(),
             {kind.replace("_", "-"): [NEXT, SECRETS[kind]] for kind in KINDS},
             self.queue,
-            body_bytes=BODY_BYTES,
+            limits=LimitsConfig(body_bytes=BODY_BYTES, unverified_bytes=2 * BODY_BYTES),
             health=health,
             metrics=HookMetrics(self.registry),
             wake=self.wake,
@@ -163,10 +164,62 @@ def test_a_sender_that_goes_away_is_no_defect(hook: Hook) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/hooks/github", "headers": []}
+    headers = [(b"x-hub-signature-256", b"x")]
+    scope = {"type": "http", "method": "POST", "path": "/hooks/github", "headers": headers}
     scope |= {"query_string": b"", "http_version": "1.1", "client": None, "server": None}
     asyncio.run(hook.app(scope, receive, send))
     assert sent[0]["status"] == 400
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_delivery_without_a_proof_is_refused_before_its_body_is_read(
+    kind: str, hook: Hook
+) -> None:
+    read: list[bytes] = []
+
+    async def pieces() -> AsyncIterator[bytes]:
+        read.append(b"x")
+        yield b"x"
+
+    assert hook.post(kind, {"X-GitHub-Delivery": "1"}, pieces()).status_code == 401
+    # What has a proof is read.
+    assert read == []
+    assert hook.post(kind, signed(kind)[0], pieces()).status_code in {400, 401}
+    assert read == [b"x"]
+
+
+def test_senders_together_fill_no_more_memory_than_is_allowed(hook: Hook) -> None:
+    headers, body = signed("github")
+    answers: list[int] = []
+
+    async def play() -> None:
+        full, over = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield b"x" * (BODY_BYTES - 10)
+            full.set()
+            await over.wait()
+
+        transport = httpx.ASGITransport(hook.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://hook") as client:
+
+            async def post(content: Any) -> httpx.Response:
+                return await client.post("/hooks/github", headers=headers, content=content)
+
+            tasks = []
+            for _ in range(2):
+                full.clear()
+                tasks.append(asyncio.create_task(post(slow())))
+                await full.wait()
+            refused = await post(body)
+            answers.append(refused.status_code)
+            assert int(refused.headers["Retry-After"]) > 0
+            over.set()
+            answers.extend([(await task).status_code for task in tasks])
+            answers.append((await post(body)).status_code)
+
+    asyncio.run(play())
+    assert answers == [503, 401, 401, 202]
 
 
 def test_a_value_that_the_rule_does_not_take_is_refused(hook: Hook) -> None:

@@ -181,6 +181,13 @@ def test_a_body_is_a_json_object(body: bytes) -> None:
             events_of(kind_of(kind), body)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_number_that_is_none_is_told_the_same_of_every_kind(kind: str) -> None:
+    for number in (b"1e999", b"NaN", b"01"):
+        with pytest.raises(ValueError, match=r"^the body is no JSON$"):
+            events_of(kind_of(kind), b'{"a": %s}' % number)
+
+
 @pytest.mark.parametrize(
     ("kind", "secret"),
     [

@@ -20,7 +20,8 @@ from prime_spark.config import HttpConfig
 from prime_spark.hook.metrics import HookMetrics
 from prime_spark.hook.queue import FullError, Queue, Taken
 from prime_spark.hook.rules import Job, Rules, Source, ValueRefusedError
-from prime_spark.hook.signatures import UnverifiedError, events_of, verify
+from prime_spark.hook.settings import LimitsConfig
+from prime_spark.hook.signatures import UnverifiedError, check_proof, events_of, verify
 from prime_spark.runtime.asgi import create_app
 from prime_spark.runtime.health import Health
 
@@ -46,7 +47,7 @@ class Intake:
         secrets: Mapping[str, Sequence[str]],
         queue: Queue,
         *,
-        body_bytes: int,
+        limits: LimitsConfig,
         health: Health,
         metrics: HookMetrics,
         wake: Callable[[], None],
@@ -54,7 +55,8 @@ class Intake:
         self._rules = rules
         self._secrets = secrets
         self._queue = queue
-        self._body_bytes = body_bytes
+        self._limits = limits
+        self._unverified_bytes = 0
         self._health = health
         self._metrics = metrics
         self._wake = wake
@@ -97,14 +99,20 @@ class Intake:
         """Return what became of the delivery's events, one at least."""
         if source is None:
             raise _AnswerError(404, "there is no such source")
-        body = await self._body(request)
         headers: dict[str, str] = {}
         for name, value in request.headers.items():
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        read = bytearray()
         try:
+            # Whoever shows none fills no memory.
+            check_proof(source.kind, headers)
+            await self._read(request, read)
+            body = bytes(read)
             keys = verify(source.kind, self._secrets[source.name], headers, body)
         except UnverifiedError as error:
             raise _AnswerError(401, str(error)) from None
+        finally:
+            self._unverified_bytes -= len(read)
         try:
             events = events_of(source.kind, body, keys)
         except ValueError as error:
@@ -142,20 +150,24 @@ class Intake:
             self._wake()
         return taken
 
-    async def _body(self, request: Request) -> bytes:
+    async def _read(self, request: Request, body: bytearray) -> None:
+        """Append the body to `body`; the caller gives its bytes back."""
+        limits = self._limits
         declared = request.headers.get("content-length", "0")
-        body = bytearray()
         try:
-            if not declared.isdigit() or int(declared) <= self._body_bytes:
+            if not declared.isdigit() or int(declared) <= limits.body_bytes:
                 async for piece in request.stream():
                     body += piece
-                    if len(body) > self._body_bytes:
+                    self._unverified_bytes += len(piece)
+                    if self._unverified_bytes > limits.unverified_bytes:
+                        raise _AnswerError(503, "too many deliveries at a time")
+                    if len(body) > limits.body_bytes:
                         break
                 else:
-                    return bytes(body)
+                    return
         except ClientDisconnect:
             raise _AnswerError(400, "the sender has gone away") from None
-        raise _AnswerError(413, f"a body has at most {self._body_bytes} bytes")
+        raise _AnswerError(413, f"a body has at most {limits.body_bytes} bytes")
 
 
 def _answer(status: int, content: object) -> Response:

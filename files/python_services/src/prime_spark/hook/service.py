@@ -93,7 +93,7 @@ def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) 
             rules,
             secrets,
             queue,
-            body_bytes=config.limits.body_bytes,
+            limits=config.limits,
             health=health,
             metrics=metrics,
             wake=scheduler.wake,

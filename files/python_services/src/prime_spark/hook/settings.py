@@ -60,10 +60,12 @@ class RepositoryConfig(Config, frozen=True):
 class LimitsConfig(Config, frozen=True):
     """How much is taken, done at a time and kept.
 
+    `unverified_bytes` are of all bodies together whose signature has not been looked at yet.
     `grace_seconds` is what Ansible has to end by itself when its run is cancelled.
     """
 
-    body_bytes: Positive = 1024 * 1024
+    body_bytes: Positive = 256 * 1024
+    unverified_bytes: Positive = 8 * 1024 * 1024
     queued_runs: Positive = 200
     parallel_runs: Positive = 2
     grace_seconds: PositiveSeconds = 15.0

@@ -31,6 +31,15 @@ _MAX_ALERTS = 100
 _SIGNING_SECRET = "whsec_"  # noqa: S105 (the prefix of one)
 _ID = re.compile(r"[\x21-\x7e]{1,200}")
 
+# One of these headers has to be there.
+_PROOFS: dict[Kind, tuple[str, ...]] = {
+    "github": ("x-hub-signature-256",),
+    "gitlab": ("x-gitlab-token", "webhook-signature"),
+    "forgejo": ("x-forgejo-signature", "x-gitea-signature"),
+    "alertmanager": ("authorization",),
+    "standard_webhooks": ("webhook-signature",),
+}
+
 Headers = Mapping[str, str]
 
 
@@ -54,6 +63,14 @@ def check_secret(kind: Kind, secret: str) -> None:
         raise ValueError("a secret has at least 16 characters")
 
 
+def check_proof(kind: Kind, headers: Headers) -> None:
+    """Raise UnverifiedError when there is no header with a proof, before a body is read."""
+    if kind == "git":
+        raise UnverifiedError("this source sends nothing")
+    if not any(name in headers for name in _PROOFS[kind]):
+        raise UnverifiedError(f"{_PROOFS[kind][0]} is missing")
+
+
 def verify(
     kind: Kind,
     secrets: Sequence[str],
@@ -65,8 +82,7 @@ def verify(
 
     Names of `headers` are in lower case.
     """
-    if kind == "git":
-        raise UnverifiedError("this source sends nothing")
+    check_proof(kind, headers)
     if kind == "github":
         _check_hex(secrets, _wanted(headers, "x-hub-signature-256"), body, "sha256=")
         # The id is not signed: who repeats the body under another id is found by the body.
@@ -101,15 +117,16 @@ def events_of(kind: Kind, body: bytes, keys: tuple[str, ...] = ()) -> list[Event
     """
     try:
         content = msgspec.json.decode(body)
-        if not isinstance(content, dict):
-            raise ValueError("the body is no JSON object")  # noqa: TRY004 (as below)
-        if kind != "alertmanager":
-            return [Event(content, keys)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError("the body is no JSON") from None
+    if not isinstance(content, dict):
+        raise ValueError("the body is no JSON object")  # noqa: TRY004 (as below)
+    if kind != "alertmanager":
+        return [Event(content, keys)]
+    try:
         notification = msgspec.convert(content, _Notification)
     except msgspec.ValidationError as error:
         raise ValueError(f"the body is no notification of Alertmanager: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError("the body is no JSON") from None
     return [
         Event(alert, (_digest("\0".join([notification.group_key, *_marks(alert)]).encode()),))
         for alert in notification.alerts
