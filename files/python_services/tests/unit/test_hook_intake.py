@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
@@ -23,7 +24,7 @@ from prime_spark.config import HttpConfig
 from prime_spark.hook.intake import Intake
 from prime_spark.hook.metrics import HookMetrics
 from prime_spark.hook.queue import Queue
-from prime_spark.hook.rules import Rules, read_rules
+from prime_spark.hook.rules import Condition, Match, Rules, read_rules
 from prime_spark.hook.settings import LimitsConfig
 from prime_spark.runtime.health import Health
 
@@ -42,7 +43,11 @@ def rules() -> Rules:
         run: dict[str, Any] = {"playbook": "site.yml"}
         if kind in paths:
             run["from_body"] = {"value": {"field": paths[kind], "enum": values}}
-        source = {"name": name, "kind": kind.removesuffix("_signed"), "secrets": ["a", "b"]}
+        source = {
+            "name": name,
+            "kind": kind.removesuffix("_signed"),
+            "secrets": [f"{kind}_a", f"{kind}_b"],
+        }
         document["sources"].append(source)
         document["rules"].append({"name": name, "source": name, "run": run})
     return read_rules(json.dumps(document), "rules.yml")
@@ -51,17 +56,22 @@ def rules() -> Rules:
 class Hook:
     def __init__(self, folder: Path) -> None:
         self.queue = Queue(folder / "queue.sqlite", max_queued=len(KINDS))
-        self.registry = CollectorRegistry()
         health = Health("hook")
         health.expect("queue", essential=True)
         health.set("queue", True)
         self.woken = 0
+        self.health = health
+        self.use(rules())
+
+    def use(self, document: Rules) -> None:
+        """Let rules be those of the hook from now on."""
+        self.registry = CollectorRegistry()
         intake = Intake(
-            rules(),
+            document,
             {kind.replace("_", "-"): [NEXT, SECRETS[kind]] for kind in KINDS},
             self.queue,
             limits=LimitsConfig(body_bytes=BODY_BYTES, unverified_bytes=2 * BODY_BYTES),
-            health=health,
+            health=self.health,
             metrics=HookMetrics(self.registry),
             wake=self.wake,
         )
@@ -99,7 +109,7 @@ def test_a_signed_delivery_is_a_run_and_the_same_again_is_not(kind: str, hook: H
     assert run.rule == kind.replace("_", "-")
     again = hook.post(kind)
     assert again.status_code == (200 if kind == "alertmanager" else 409)
-    assert "taken before, as run 1" in again.text
+    assert "came before, for run 1" in again.text
     assert (len(hook.queue.pending()), hook.woken) == (1, 1)
 
 
@@ -242,14 +252,33 @@ def test_what_no_rule_matches_starts_nothing_and_may_come_again(hook: Hook) -> N
     assert hook.queue.pending() == []
 
 
+# Whoever has recorded a notification of Alertmanager has its token.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "alertmanager"])
+def test_what_no_rule_matched_cannot_be_sent_again_under_other_headers(
+    kind: str, hook: Hook
+) -> None:
+    document = rules()
+    (rule,) = (rule for rule in document.rules if rule.source == kind.replace("_", "-"))
+    wanted = Match(headers={"X-Event": Condition(equals="push")})
+    changed = msgspec.structs.replace(rule, match=wanted)
+    hook.use(msgspec.structs.replace(document, rules=[changed]))
+    headers, body = signed(kind)
+    assert hook.post(kind, headers, body).status_code == 200
+    again = hook.post(kind, headers | {"X-Event": "push"}, body)
+    assert (again.status_code, again.json()) == (409, {"detail": "this delivery came before"})
+    assert hook.queue.pending() == []
+
+
 def test_alerts_of_one_notification_are_runs_of_their_own(hook: Hook) -> None:
     notification = body_of("alertmanager")
     first = notification["alerts"][0]
     second = first | {"fingerprint": "00", "labels": {"host": "main"}}
     odd = first | {"fingerprint": "01", "labels": {"host": "elsewhere"}}
     notification["alerts"] = [first, odd, second]
-    answer = hook.post("alertmanager", data=encoded("alertmanager", notification))
+    with structlog.testing.capture_logs() as lines:
+        answer = hook.post("alertmanager", data=encoded("alertmanager", notification))
     assert answer.json() == {"run": 1, "runs": [1, 2]}
+    assert lines[0]["refused"] == ["field labels.host is not what rule alertmanager takes"]
     jobs = [run.job for run in hook.queue.pending()]
     assert [job and job.variables["value"] for job in jobs] == ["control-pc-1", "main"]
 

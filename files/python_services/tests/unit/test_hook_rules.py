@@ -261,6 +261,7 @@ def test_an_error_names_file_rule_key_and_what_is_expected(path: str) -> None:
         ("rules/2/run/from_body/channel/pattern", "x", "exactly one of enum, pattern, integer"),
         ("rules/1/name", "release", "two with the name 'release'"),
         ("sources/0/secrets", ["a", "b", "c"], "source 'github', secrets: Expected `array` of"),
+        ("sources/1/secrets", ["hook_github"], "'hook_github' is of source 'github', too"),
         ("sources/0/kind", "githb", "(did you mean 'github'?)"),
         ("playbooks", ..., "the file: Object missing required field `playbooks`"),
         ("playbooks/0", "../site.yml", "playbooks[0]: Expected `str` matching"),
@@ -405,9 +406,12 @@ def test_check_config_looks_at_rules_and_secrets(
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     check(2, "credential 'hook_github': cannot read")
     for name in ("hook_github", "hook_github_next", "hook_alerts", "hook_releases"):
-        (tmp_path / name).write_text("a secret of thirty-two characters")
+        (tmp_path / name).write_text(f"a secret of {name}")
     check(2, "source standard_webhooks, credential 'hook_releases': a signing secret is base64")
     (tmp_path / "hook_releases").write_text("whsec_" + "A" * 32)
+    (tmp_path / "hook_alerts").write_text("a secret of hook_github")
+    check(2, "source alertmanager, credential 'hook_alerts': another has it, too")
+    (tmp_path / "hook_alerts").write_text("a secret of hook_alerts")
     check(0, "config.json: ok")
     commit = file.read_text().replace(
         "playbook: playbooks", "commit: after\n    playbook: playbooks"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -28,6 +30,17 @@ from prime_spark.runtime.health import Health
 _log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 30
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of the events of a delivery that is taken; why parts of it are refused."""
+
+    taken: Sequence[Taken] = ()
+    refused: Sequence[str] = ()
 
 
 class _AnswerError(Exception):
@@ -70,9 +83,9 @@ class Intake:
             """Take a delivery."""
             source = self._rules.source(name)
             label = "unknown" if source is None else source.name
-            taken: list[Taken] = []
+            outcome = _Outcome()
             try:
-                taken = await self._take(source, request)
+                outcome = await self._take(source, request)
                 status, detail = 202, ""
             except _AnswerError as error:
                 status, detail = error.status, str(error)
@@ -85,17 +98,18 @@ class Intake:
                 client=client,
                 status=status,
                 detail=detail,
-                runs=[{"run": each.run, "how": each.how} for each in taken],
+                refused=outcome.refused,
+                runs=[{"run": each.run, "how": each.how} for each in outcome.taken],
             )
             if status == 202:
-                runs = [each.run for each in taken]
+                runs = [each.run for each in outcome.taken]
                 return _answer(202, {"run": runs[0], "runs": runs})
             content = {"run": None, "detail": detail} if status == 200 else {"detail": detail}
             return _answer(status, content)
 
         return app
 
-    async def _take(self, source: Source | None, request: Request) -> list[Taken]:
+    async def _take(self, source: Source | None, request: Request) -> _Outcome:
         """Return what became of the delivery's events, one at least."""
         if source is None:
             raise _AnswerError(404, "there is no such source")
@@ -118,27 +132,36 @@ class Intake:
         except ValueError as error:
             raise _AnswerError(400, str(error)) from None
         jobs: list[tuple[tuple[str, ...], Job]] = []
-        refused = ""
+        refused: list[str] = []
         for event in events:
             try:
                 job = self._rules.job(source.name, headers, event.body)
             except ValueRefusedError as error:
-                refused = str(error)
+                refused.append(str(error))
                 continue
             if job is not None:
                 jobs.append((event.keys, job))
         if not jobs:
-            raise _AnswerError(422, refused) if refused else _AnswerError(200, "no rule matches")
-        taken = await self._accept(source, jobs)
+            # Whoever has recorded it could send it again under headers that a rule wants.
+            before = await self._stored(self._queue.remember, source.name, keys) if keys else None
+            if before is not None:
+                raise _AnswerError(409, _before(before))
+            raise (
+                _AnswerError(422, refused[-1]) if refused else _AnswerError(200, "no rule matches")
+            )
+        taken = await self._stored(self._queue.accept, source.name, jobs)
+        if any(each.how == "new" for each in taken):
+            self._wake()
         if all(each.how == "repeated" for each in taken):
             # Alertmanager tells of an alert again for as long as it fires.
             status = 200 if source.kind == "alertmanager" else 409
-            raise _AnswerError(status, f"taken before, as run {taken[0].run}")
-        return taken
+            raise _AnswerError(status, _before(taken[0].run))
+        return _Outcome(taken, refused)
 
-    async def _accept(self, source: Source, jobs: list[tuple[tuple[str, ...], Job]]) -> list[Taken]:
+    async def _stored(self, store: Callable[[str, A], R], source: str, what: A) -> R:
+        """Store something in the queue, or answer that this cannot be done now."""
         try:
-            taken = await asyncio.to_thread(self._queue.accept, source.name, jobs)
+            stored = await asyncio.to_thread(store, source, what)
         except FullError:
             raise _AnswerError(503, "the queue is full") from None
         except sqlite3.Error as error:
@@ -146,9 +169,7 @@ class Intake:
                 _log.error("the queue cannot be written", error=str(error))
             raise _AnswerError(503, "the delivery cannot be stored now") from None
         self._health.set("queue", True)
-        if any(each.how == "new" for each in taken):
-            self._wake()
-        return taken
+        return stored
 
     async def _read(self, request: Request, body: bytearray) -> None:
         """Append the body to `body`; the caller gives its bytes back."""
@@ -168,6 +189,10 @@ class Intake:
         except ClientDisconnect:
             raise _AnswerError(400, "the sender has gone away") from None
         raise _AnswerError(413, f"a body has at most {limits.body_bytes} bytes")
+
+
+def _before(run: int) -> str:
+    return f"this delivery came before, for run {run}" if run else "this delivery came before"
 
 
 def _answer(status: int, content: object) -> Response:

@@ -136,6 +136,18 @@ class Queue:
                 self._take(db, [f"{source}/{key}" for key in keys], job) for keys, job in wanted
             ]
 
+    def remember(self, source: str, keys: Iterable[str]) -> int | None:
+        """Remember a delivery that starts nothing; None when it is new.
+
+        Otherwise return the run that it was for, 0 when it was for none.
+        """
+        with self._transaction() as db:
+            named = [f"{source}/{key}" for key in keys]
+            run = self._known(db, named)
+            if run is None:
+                self._note(db, named, 0)
+            return run
+
     def accept_head(self, source: str, ref: str, commit: str, job: Job | None) -> Taken | None:
         """Note what a ref points to now and take the job that comes of it, or neither."""
         with self._transaction() as db:
@@ -154,10 +166,9 @@ class Queue:
         return None if row is None else str(row[0])
 
     def _take(self, db: sqlite3.Connection, keys: list[str], job: Job) -> Taken:
-        marks = ", ".join("?" * len(keys))
-        row = db.execute(f"SELECT run FROM deliveries WHERE key IN ({marks})", keys).fetchone()  # noqa: S608
-        if row is not None:
-            return Taken(row[0], "repeated")
+        known = self._known(db, keys)
+        if known is not None:
+            return Taken(known, "repeated")
         data = msgspec.json.encode(job, order="deterministic")
         fingerprint = hashlib.sha256(data).hexdigest()
         now = time.time()
@@ -176,11 +187,19 @@ class Queue:
             )
             assert cursor.lastrowid is not None  # noqa: S101 (there is one after an insert)
             taken = Taken(cursor.lastrowid, "new")
-        db.executemany(
-            "INSERT INTO deliveries VALUES (?, ?, ?)", [(key, taken.run, now) for key in keys]
-        )
-        self._prune_deliveries(db)
+        self._note(db, keys, taken.run)
         return taken
+
+    @staticmethod
+    def _known(db: sqlite3.Connection, keys: list[str]) -> int | None:
+        marks = ", ".join("?" * len(keys))
+        row = db.execute(f"SELECT run FROM deliveries WHERE key IN ({marks})", keys).fetchone()  # noqa: S608
+        return None if row is None else int(row[0])
+
+    def _note(self, db: sqlite3.Connection, keys: list[str], run: int) -> None:
+        now = time.time()
+        db.executemany("INSERT INTO deliveries VALUES (?, ?, ?)", [(key, run, now) for key in keys])
+        self._prune_deliveries(db)
 
     def _prune_deliveries(self, db: sqlite3.Connection) -> None:
         """Forget the oldest deliveries, now and then: that reads all that are kept."""

@@ -363,6 +363,11 @@ def _contradictions(rules: Rules) -> Iterator[tuple[str, str]]:
         for name in names:
             if names.count(name) > 1:
                 yield what, f"there are two with the name {name!r}"
+    secrets = [(source.name, secret) for source in rules.sources for secret in source.secrets]
+    for number, (name, secret) in enumerate(secrets):
+        for other, same in secrets[:number]:
+            if same == secret:
+                yield f"source {name!r}, secrets", f"{secret!r} is of source {other!r}, too"
     sources = [source.name for source in rules.sources]
     for rule in rules.rules:
         where = f"rule {rule.name!r}"

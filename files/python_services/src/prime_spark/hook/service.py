@@ -37,6 +37,8 @@ def secrets_of(rules: Rules) -> dict[str, list[str]]:
                 check_secret(source.kind, secret)
             except ValueError as error:
                 raise ConfigError(f"source {source.name}, credential {name!r}: {error}") from None
+            if any(secret in others for others in found.values()):
+                raise ConfigError(f"source {source.name}, credential {name!r}: another has it, too")
             found[source.name].append(secret)
     return found
 
