@@ -45,13 +45,13 @@ class Starts:
 
 
 class Parts:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept_runs: int = 1) -> None:
         config = HookConfig(
             http=HttpConfig(host="127.0.0.1", port=1),
             rules="/r",
             ansible=ANSIBLE,
             state=str(folder),
-            limits=LimitsConfig(parallel_runs=2, kept_runs=1),
+            limits=LimitsConfig(parallel_runs=2, kept_runs=kept_runs, kept_bytes=6000),
         )
         self.queue = Queue(folder / "queue.sqlite")
         self.starter = Starts()
@@ -236,6 +236,33 @@ def test_a_process_that_is_gone_without_a_result_is_lost(parts: Parts) -> None:
     assert parts.scheduler.look()
     assert parts.state(run) == ("lost", "its process ended without a result")
     assert parts.queue.active() == []
+
+
+def test_a_run_that_ends_before_it_starts_makes_an_older_one_go(parts: Parts) -> None:
+    # Nobody lists the hosts of a playbook that is not there.
+    runs = [parts.put(key, limit=key) for key in "ab"]
+    parts.scheduler.start_what_can()
+    assert [run.id for run in parts.queue.newest(9)] == runs[1:]
+
+
+def test_the_events_of_the_oldest_runs_go_when_they_are_too_many(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, kept_runs=9)
+    parts.hosts(None, "h1")
+    runs = []
+    for key, size in enumerate((1000, 2000, 2000, 9000)):
+        run = parts.put(str(key))
+        parts.scheduler.start_what_can()
+        directory = RunDirectory(parts.runs / str(run))
+        claim = directory.claim()
+        assert claim is not None
+        directory.events.write_bytes(b"x" * size)
+        directory.finish(Result(state="succeeded", reason="", ended=float(run)))
+        claim.release()
+        parts.scheduler.look()
+        runs.append(sorted(int(path.name) for path in parts.runs.iterdir()))
+    # The newest stays, whatever it has.
+    assert runs[2:] == [[2, 3], [4]]
+    assert [run.id for run in parts.queue.newest(9)] == [4, 3, 2, 1]
 
 
 def test_runs_that_are_kept_no_more_leave_no_directory(parts: Parts) -> None:

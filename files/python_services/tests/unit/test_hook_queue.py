@@ -132,6 +132,16 @@ def test_the_newest_of_what_has_ended_are_kept(queue: Queue) -> None:
     assert [run.id for run in queue.newest(10)] == [6, 5, 3]
 
 
+def test_runs_that_never_started_push_out_none_that_did(queue: Queue) -> None:
+    for number in range(4):
+        run = take(queue, str(number)).run
+        if number == 0:
+            queue.start(run, ["h"])
+        queue.end(run, "skipped", ended=float(number))
+    assert sorted(queue.prune(keep=2)) == [2]
+    assert [run.id for run in queue.started_since("deploy", 0.0)] == [1]
+
+
 def test_many_at_once_make_one_run_of_each_kind(queue: Queue) -> None:
     with ThreadPoolExecutor(8) as pool:
         taken = list(pool.map(lambda n: take(queue, str(n), f"rule-{n % 3}"), range(9)))

@@ -231,6 +231,14 @@ class Queue:
         """Return the newest runs, the newest first."""
         return self._select("TRUE ORDER BY id DESC LIMIT ?", number)
 
+    def ended(self) -> list[int]:
+        """Return the runs that have ended, the newest first."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT id FROM runs WHERE ended IS NOT NULL ORDER BY ended DESC, id DESC"
+            )
+            return [row[0] for row in rows]
+
     def started_since(self, rule: str, moment: float) -> list[Run]:
         """Return the runs of a rule that were started since then."""
         return self._select("rule = ? AND started >= ?", rule, moment)
@@ -298,11 +306,15 @@ class Queue:
             ) or self._move(db, f"cancel = 1 WHERE id = ? AND state IN {_ACTIVE}", run)
 
     def prune(self, keep: int) -> list[int]:
-        """Forget all but the newest `keep` of the runs that have ended; return which."""
+        """Forget all but the newest `keep` of the runs that have ended; return which.
+
+        Runs that never started count for themselves: many of them leave the brakes what they need.
+        """
         with self._transaction() as db:
             rows = db.execute(
-                "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE ended IS NOT NULL "
-                "ORDER BY ended DESC, id DESC LIMIT -1 OFFSET ?) RETURNING id",
+                "DELETE FROM runs WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER "
+                "(PARTITION BY started IS NULL ORDER BY ended DESC, id DESC) AS place "
+                "FROM runs WHERE ended IS NOT NULL) WHERE place > ?) RETURNING id",
                 (keep,),
             )
             return [row[0] for row in rows.fetchall()]

@@ -235,9 +235,6 @@ class Scheduler:
         active = self._queue.active()
         self._following = bool(active)
         ended = [run for run in active if self._look_at(run)]
-        if ended:
-            for old in self._queue.prune(self._config.limits.kept_runs):
-                shutil.rmtree(self._runs / str(old), ignore_errors=True)
         self._metrics.count_states(self._queue.counts())
         return bool(ended)
 
@@ -304,7 +301,20 @@ class Scheduler:
             self._attempts.pop(run.id, None)
         self._metrics.ended.labels(state).inc()
         _log.info("run ended", run=run.id, rule=run.rule, state=state, reason=reason)
+        self._prune()
         return True
+
+    def _prune(self) -> None:
+        """Forget the oldest of the runs that have ended, and before those their directories."""
+        limits = self._config.limits
+        gone = self._queue.prune(limits.kept_runs)
+        used = 0
+        for number, run in enumerate(self._queue.ended()):
+            used += _size(self._runs / str(run))
+            if number and used > limits.kept_bytes:
+                gone.append(run)
+        for run in gone:
+            shutil.rmtree(self._runs / str(run), ignore_errors=True)
 
     def _directory(self, run: Run) -> RunDirectory:
         return RunDirectory(self._runs / str(run.id))
@@ -318,3 +328,11 @@ class Scheduler:
             grace_seconds=limits.grace_seconds,
             event_bytes=limits.event_bytes,
         )
+
+
+def _size(directory: Path) -> int:
+    """Return the bytes of the files of a run that has ended."""
+    try:
+        return sum(file.stat().st_size for file in directory.iterdir())
+    except OSError:
+        return 0

@@ -61,6 +61,7 @@ class LimitsConfig(Config, frozen=True):
     """How much is taken, done at a time and kept.
 
     `unverified_bytes` are of all bodies together whose signature has not been looked at yet.
+    The directories of runs that have ended have `kept_bytes` at most together with the newest.
     `grace_seconds` is what Ansible has to end by itself when its run is cancelled.
     """
 
@@ -71,6 +72,7 @@ class LimitsConfig(Config, frozen=True):
     grace_seconds: PositiveSeconds = 15.0
     event_bytes: Positive = 64 * 1024 * 1024
     kept_runs: Positive = 500
+    kept_bytes: Positive = 1024 * 1024 * 1024
 
 
 class HookConfig(Config, frozen=True):
