@@ -66,20 +66,19 @@ def repository(origin: Origin, tmp_path: Path) -> Repository:
 def test_a_worktree_is_at_exactly_the_commit(origin: Origin, repository: Repository) -> None:
     first, second = origin.push("one"), origin.push("two")
     assert repository.heads() == {"refs/heads/main": second}
-    old, new = repository.checkout(first), repository.checkout(second)
+    old, new = repository.checkout(first, "1"), repository.checkout(second, "2")
     assert [(path / "site.yml").read_text() for path in (old, new)] == ["one", "two"]
-    assert old == repository.path(first)
+    assert old == repository.path("1")
     third = origin.push("three")
-    assert (repository.checkout(third) / "site.yml").read_text() == "three"
-    repository.keep_only([second])
-    assert sorted(path.name for path in new.parent.iterdir()) == [second, f"{second}.complete"]
-    # One that was broken off, by kill -9 say, is made anew.
-    repository.path(first).mkdir()
-    (repository.path(first) / "half").touch()
-    assert sorted(path.name for path in repository.checkout(first).iterdir()) == [
-        ".git",
-        "site.yml",
-    ]
+    assert (repository.checkout(third, "3") / "site.yml").read_text() == "three"
+    repository.keep_only(["1"])
+    assert [path.name for path in new.parent.iterdir()] == ["1"]
+    # What a run has left there, or one that was broken off, is not for the next.
+    (old / "site.yml").write_text("changed")
+    (old / "ansible.cfg").touch()
+    again = repository.checkout(first, "1")
+    assert sorted(path.name for path in again.iterdir()) == [".git", "site.yml"]
+    assert (again / "site.yml").read_text() == "one"
 
 
 def test_only_commits_of_allowed_refs_are_played(origin: Origin, repository: Repository) -> None:
@@ -88,25 +87,25 @@ def test_only_commits_of_allowed_refs_are_played(origin: Origin, repository: Rep
     origin.push("odd", "x/refs/heads/main")
     for commit in (elsewhere, "0" * 40):
         with pytest.raises(GitError, match="no allowed ref contains"):
-            repository.checkout(commit)
+            repository.checkout(commit, "1")
     for name in ("main", "refs/heads/main", "--help", "", elsewhere[:12]):
         with pytest.raises(GitError, match="no commit"):
-            repository.checkout(name)
+            repository.checkout(name, "1")
     assert list(repository.heads()) == ["refs/heads/main"]
 
 
 def test_what_was_taken_back_is_played_no_more(origin: Origin, repository: Repository) -> None:
     first, second = origin.push("one"), origin.push("two")
-    repository.checkout(first)
+    repository.checkout(second, "1")
     origin.git("reset", "--quiet", "--hard", first)
     origin.push("another two")
     with pytest.raises(GitError, match="no allowed ref contains"):
-        repository.checkout(second)
+        repository.checkout(second, "1")
     origin.git("push", "--quiet", "--delete", origin.url, "main")
     assert repository.heads() == {}
     repository.keep_only([])
     with pytest.raises(GitError, match="no allowed ref contains"):
-        repository.checkout(first)
+        repository.checkout(first, "1")
 
 
 def test_an_origin_that_is_away_is_an_error_of_one_line(tmp_path: Path) -> None:

@@ -47,42 +47,37 @@ class Repository:
         found = {ref: commit for commit, ref in pairs}
         return {ref: found[ref] for ref in self._config.refs if ref in found}
 
-    def path(self, commit: str) -> Path:
-        """Return where the worktree of a commit is, or would be."""
-        return self._worktrees / commit
+    def path(self, name: str) -> Path:
+        """Return where the worktree of that name is, or would be."""
+        return self._worktrees / name
 
-    def checkout(self, commit: str) -> Path:
-        """Return a worktree at `commit`; raises GitError, also when no allowed ref contains it."""
+    def checkout(self, commit: str, name: str) -> Path:
+        """Return a new worktree at `commit`; raises GitError, also when no allowed ref contains it.
+
+        One of that name that is there goes: nobody knows what was done in it.
+        """
         if not _COMMIT.fullmatch(commit):
             raise GitError("that is no commit")
-        path, complete = self.path(commit), self._complete(commit)
-        if complete.exists():
-            return path
-        # Also when it is there already: it may have been taken back.
+        # Also when the commit is there already: it may have been taken back.
         self._fetch()
         if not self._contained(commit):
             raise GitError(f"no allowed ref contains {commit}")
-        self._remove(commit)
+        path = self.path(name)
+        self._remove(path)
         self._git("worktree", "add", "--detach", "--force", str(path), commit, mirror=True)
-        complete.touch()
         return path
 
-    def keep_only(self, commits: Collection[str]) -> None:
-        """Remove the worktrees of other commits."""
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove the other worktrees."""
         if not self._worktrees.exists():
             return
         for path in self._worktrees.iterdir():
-            if path.is_dir() and path.name not in commits:
-                self._remove(path.name)
+            if path.name not in names:
+                self._remove(path)
 
-    def _remove(self, commit: str) -> None:
-        self._complete(commit).unlink(missing_ok=True)
-        shutil.rmtree(self.path(commit), ignore_errors=True)
+    def _remove(self, path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
         self._git("worktree", "prune", mirror=True)
-
-    def _complete(self, commit: str) -> Path:
-        """Return the file that says that a worktree was made to its end."""
-        return self._worktrees / f"{commit}.complete"
 
     def _contained(self, commit: str) -> bool:
         for ref in self._config.refs:

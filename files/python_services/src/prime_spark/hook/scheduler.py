@@ -46,6 +46,8 @@ _HOSTS_SECONDS = 30.0
 # What a run's process has for its end on top of the grace that it gives Ansible.
 _SPARE_SECONDS = 20.0
 _UNREADABLE = "cannot be read"
+# The worktree in which hosts are looked up.
+_LOOK = "look"
 # The two loops, for the watchdog and for /health.
 STARTING = "starting runs"
 FOLLOWING = "following runs"
@@ -139,7 +141,7 @@ class Scheduler:
         taken = {host for run in active for host in run.hosts}
         places = self._config.limits.parallel_runs - len(active)
         pending = self._queue.pending()
-        self._remove_worktrees([*active, *pending])
+        self._remove_worktrees(active, pending)
         for run in pending:
             self._beat()
             if run.job is None:
@@ -156,6 +158,11 @@ class Scheduler:
             if reason := self._brake(run.job, hosts):
                 self._end(run, "skipped", reason)
                 continue
+            try:
+                self._checkout(run.job, str(run.id))
+            except GitError as error:
+                self._end(run, "failed", str(error))
+                continue
             self._directory(run).prepare(self._order(run, run.job))
             if self._queue.start(run.id, hosts):
                 self._launch(run)
@@ -169,33 +176,37 @@ class Scheduler:
         if hosts and (hosts & taken or time.monotonic() - at < _HOSTS_SECONDS):
             return hosts
         try:
-            if job.commit is not None and self._repository is not None:
-                self._repository.checkout(job.commit)
-            hosts = hosts_of(self._ansible(job), job)
+            self._checkout(job, _LOOK)
+            hosts = hosts_of(self._ansible(job, _LOOK), job)
         except (GitError, HostsError) as error:
             self._end(run, "failed", str(error))
             return None
         self._hosts[key] = (time.monotonic(), hosts)
         return hosts
 
-    def _remove_worktrees(self, runs: list[Run]) -> None:
-        """Remove the worktrees that none of `runs` needs."""
+    def _checkout(self, job: Job, name: str) -> None:
+        """Make the worktree that `_ansible` names, of a job that is for a commit."""
+        if job.commit is not None and self._repository is not None:
+            self._repository.checkout(job.commit, name)
+
+    def _remove_worktrees(self, active: list[Run], pending: list[Run]) -> None:
+        """Remove the worktrees that no active run needs, and forget hosts that nobody asks for."""
         if self._repository is None:
             return
-        needed = {run.job.commit for run in runs if run.job and run.job.commit}
         try:
-            self._repository.keep_only(needed)
+            self._repository.keep_only([str(run.id) for run in active])
         except GitError as error:
             _log.error("old worktrees stay", error=str(error))
+        needed = {run.job.commit for run in pending if run.job is not None}
         self._hosts = {
             key: entry for key, entry in self._hosts.items() if key[0] is None or key[0] in needed
         }
 
-    def _ansible(self, job: Job) -> AnsibleConfig:
-        """Return what the run is made with: its commit's worktree, or the checkout."""
+    def _ansible(self, job: Job, name: str) -> AnsibleConfig:
+        """Return what the job is run with: the worktree of that name, or the checkout."""
         if job.commit is None or self._repository is None:
             return self._config.ansible
-        checkout = str(self._repository.path(job.commit))
+        checkout = str(self._repository.path(name))
         return msgspec.structs.replace(self._config.ansible, checkout=checkout)
 
     def _brake(self, job: Job, hosts: frozenset[str]) -> str | None:
@@ -324,7 +335,7 @@ class Scheduler:
         return Order(
             run=run.id,
             job=job,
-            ansible=self._ansible(job),
+            ansible=self._ansible(job, str(run.id)),
             grace_seconds=limits.grace_seconds,
             event_bytes=limits.event_bytes,
         )
