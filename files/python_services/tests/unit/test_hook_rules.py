@@ -367,7 +367,9 @@ def test_test_rule_shows_what_a_delivery_would_start(
     status, shown = test_rule(FOLDER / "github.json")
     assert (status, shown["starts"]) == (0, "deploy-api")
     assert shown["command"][:3] == ["ansible-playbook", "--tags", "api"]
-    assert test_rule(FOLDER / "alertmanager.json")[1]["starts"] == "mend"
+    status, shown = test_rule(FOLDER / "alertmanager.json")
+    assert (shown["starts"], shown["priority"], shown["timeout_seconds"]) == ("mend", "high", 3600)
+    assert (shown["commit"], shown["remediation"]["cooldown_seconds"]) == (None, 600)
     assert test_rule(FOLDER / "standard_webhooks.json")[1]["variables"]["replicas"] == 3
     other = recorded("github")
     other["body"]["ref"] = "refs/tags/v1"

@@ -173,7 +173,7 @@ def _test_rule(arguments: argparse.Namespace) -> int:
             else:
                 starts = True
                 command = ["ansible-playbook", *job.arguments()]
-                answer = {"starts": job.rule, "command": command, "variables": job.variables}
+                answer = {"starts": job.rule, "command": command, **msgspec.to_builtins(job)}
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode() + "\n")
     if not events:
         sys.stdout.write("nothing fires in this notification\n")
