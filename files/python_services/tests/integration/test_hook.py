@@ -430,3 +430,31 @@ def test_two_processes_for_one_run_play_it_once(tmp_path: Path) -> None:
     kept = directory.events.read_text().splitlines()
     assert json.loads(kept[-1]) == {"event": "cut_off"}
     assert sum(map(len, kept[:-1])) < 1000
+
+
+def test_the_checkout_cannot_undo_the_host_keys(tmp_path: Path) -> None:
+    hook = Hook(tmp_path)
+    (hook.checkout / "ansible.cfg").write_text(
+        "[ssh_connection]\nssh_args = -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null\n"
+        "ssh_executable = /bin/true\nretries = 0\n"
+    )
+    (hook.checkout / "inventory").write_text("h1 ansible_host=127.0.0.1\n")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    ansible = "ansible-playbook"
+    (programs / ansible).symlink_to(Path(sys.executable).parent / ansible)
+    asked = tmp_path / "asked"
+    # Shows what it is given, and reaches nobody.
+    (programs / "ssh").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$*\" >> {asked}\nexit 255\n")
+    (programs / "ssh").chmod(0o700)
+    hook.command.config["ansible"]["programs"] = str(programs)
+    directory = RunDirectory(tmp_path / "run")
+    directory.prepare(order(hook, "keys"))
+    assert subprocess.run(run_one(directory), env=inherited(), check=False).returncode == 0
+    result = directory.status()
+    assert not isinstance(result, str)
+    assert result.state == "unreachable"
+    given = asked.read_text().splitlines()
+    assert [line for line in given if "127.0.0.1" in line]
+    keys = "-o UserKnownHostsFile=/etc/ssh/ssh_known_hosts -o StrictHostKeyChecking=yes "
+    assert [line for line in given if not line.startswith(keys)] == []

@@ -20,6 +20,7 @@ from prime_spark.hook.queue import Queue
 from prime_spark.hook.rules import Job, Remediation
 from prime_spark.hook.runner import _Events, environment
 from prime_spark.hook.scheduler import Scheduler
+from prime_spark.hook.service import open_queue
 from prime_spark.hook.settings import AnsibleConfig, HookConfig, HttpConfig, LimitsConfig
 from prime_spark.hook.starter import StartError
 from prime_spark.runtime.health import Health
@@ -293,12 +294,33 @@ def test_unreachable_is_not_failed(stats: dict[str, object], verdict: tuple[str,
     assert events.verdict("as the program says") == verdict
 
 
+def test_a_state_directory_that_others_can_read_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    config = HookConfig(
+        http=HttpConfig(host="127.0.0.1", port=1), rules="/r", ansible=ANSIBLE, state=str(state)
+    )
+    umask = os.umask(0o022)
+    try:
+        open_queue(config).close()
+        assert os.umask(0o022) == 0o077
+        state.chmod(0o750)
+        with pytest.raises(SystemExit, match="2"):
+            open_queue(config)
+    finally:
+        os.umask(umask)
+    said = capsys.readouterr().err
+    assert "has mode 0750" in said
+    assert "StateDirectoryMode=0700" in said
+
+
 def test_a_run_sees_little_of_the_environment(tmp_path: Path) -> None:
     order = Order(run=1, job=job(), ansible=ANSIBLE, grace_seconds=1.0, event_bytes=1)
     seen = environment(order, tmp_path)
     assert seen["PATH"].startswith("/opt/ansible/bin:")
     assert seen["ANSIBLE_HOST_KEY_CHECKING"] == "True"
-    assert "UserKnownHostsFile=/etc/ssh/ssh_known_hosts" in seen["ANSIBLE_SSH_EXTRA_ARGS"]
+    assert seen["ANSIBLE_SSH_EXECUTABLE"] == str(tmp_path / "ssh")
     assert not set(seen) & set(os.environ) - {"PATH", "HOME", "LANG"}
 
 

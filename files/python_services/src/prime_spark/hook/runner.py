@@ -7,6 +7,7 @@ found and ended: ansible-runner's own cancel kills a process group, which worker
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import threading
@@ -25,6 +26,7 @@ from prime_spark.hook.queue import Ended
 # The hook answers while playbooks work.
 _NICE = 5
 _REASON_CHARS = 1000
+_SSH_PROGRAMS = ("ssh", "sftp", "scp")
 
 
 def run_one(path: Path) -> int:
@@ -54,32 +56,47 @@ def run_one(path: Path) -> int:
     return 0
 
 
-def environment(order: Order, home: Path) -> dict[str, str]:
-    """Return all that a run sees of the environment."""
+def environment(order: Order, private: Path) -> dict[str, str]:
+    """Return all that a run sees of the environment; `write_wrappers` makes what it names."""
     ansible = order.ansible
-    known = f"-o UserKnownHostsFile={ansible.known_hosts} -o StrictHostKeyChecking=yes"
     return {
         "PATH": f"{ansible.programs}:/usr/local/bin:/usr/bin:/bin",
-        "HOME": str(home),
+        "HOME": str(private / "home"),
         "LANG": "C.UTF-8",
         "ANSIBLE_HOST_KEY_CHECKING": "True",
-        "ANSIBLE_SSH_EXTRA_ARGS": known,
+        **{f"ANSIBLE_{name.upper()}_EXECUTABLE": str(private / name) for name in _SSH_PROGRAMS},
         **ansible.environment,
     }
+
+
+def write_wrappers(order: Order, private: Path) -> None:
+    """Write the programs that give SSH its host keys before anything that Ansible says.
+
+    Of an option SSH takes what comes first, and `ssh_args` of the checkout's ansible.cfg come
+    before all that the environment says.
+    """
+    keys = shlex.quote(f"UserKnownHostsFile={order.ansible.known_hosts}")
+    for name in _SSH_PROGRAMS:
+        wrapper = private / name
+        wrapper.write_text(
+            f'#!/bin/sh\nexec {name} -o {keys} -o StrictHostKeyChecking=yes "$@"\n',
+            encoding="utf-8",
+        )
+        wrapper.chmod(0o700)
 
 
 def _play(
     directory: RunDirectory, order: Order, events: _Events, ending: _Ending
 ) -> tuple[Ended, str]:
     job, private = order.job, directory.private
-    home = private / "home"
     (private / "env").mkdir(mode=0o700, parents=True)
     private.chmod(0o700)
-    home.mkdir(mode=0o700)
+    (private / "home").mkdir(mode=0o700)
+    write_wrappers(order, private)
     # Not as arguments: everybody sees those.
     (private / "env" / "extravars").write_bytes(msgspec.json.encode(job.variables))
     os.environ.clear()
-    os.environ.update(environment(order, home))
+    os.environ.update(environment(order, private))
     os.environ[MARK] = str(directory.path)
     try:
         runner = ansible_runner.run(

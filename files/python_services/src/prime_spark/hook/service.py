@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,8 +59,15 @@ def check_commits(config: HookConfig, rules: Rules) -> None:
 def open_queue(config: HookConfig) -> Queue:
     """Open the queue in the state directory; exits with one line when that cannot be done."""
     state = Path(config.state)
+    # Also of whatever a run starts: events and worktrees are for nobody else.
+    os.umask(0o077)
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (mode := state.stat().st_mode & 0o7777) & 0o077:
+            fail(
+                f"state {state}: has mode {mode:04o}, so others get at it; expected 0700 "
+                "(chmod 0700; in a unit: StateDirectoryMode=0700)"
+            )
         return Queue(state / "queue.sqlite", max_queued=config.limits.queued_runs)
     except (OSError, sqlite3.Error) as error:
         fail(f"state {state}: {error}")
