@@ -119,7 +119,9 @@ def other(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_signed_so_is_refused_and_audited(kind: str, hook: Hook) -> None:
+def test_what_is_not_signed_as_its_source_signs_is_refused_and_audited(
+    kind: str, hook: Hook
+) -> None:
     headers, body = signed(kind)
     wrong = base64.b64encode(b"w" * 32).decode()
     attempts = {
