@@ -177,8 +177,14 @@ def test_a_sender_that_goes_away_is_no_defect(hook: Hook) -> None:
         sent.append(message)
 
     headers = [(b"x-hub-signature-256", b"x")]
-    scope = {"type": "http", "method": "POST", "path": "/hooks/github", "headers": headers}
-    scope |= {"query_string": b"", "http_version": "1.1", "client": None, "server": None}
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "headers": headers}
+    scope |= {
+        "path": "/hooks/github",
+        "query_string": b"",
+        "http_version": "1.1",
+        "client": None,
+        "server": None,
+    }
     asyncio.run(hook.app(scope, receive, send))
     assert sent[0]["status"] == 400
 

@@ -126,7 +126,7 @@ def test_no_error_of_git_tells_a_token(tmp_path: Path, monkeypatch: pytest.Monke
     address = "ssh://user:CANARY@x@git.example.org/fleet"
     away = RepositoryConfig(url=address, refs=["refs/heads/main"], timeout_seconds=0.2)
     said = []
-    for script in (f"echo 'cannot reach {address} {'x' * 270}' >&2; exit 1", "exec sleep 60"):
+    for script in (f"echo 'cannot reach {address} {'x' * 265}' >&2; exit 1", "exec sleep 60"):
         program.write_text(f"#!/bin/sh\n{script}\n")
         with pytest.raises(GitError) as error:
             Repository(away, tmp_path).heads()
