@@ -22,6 +22,7 @@ from ansible_collections.prime_spark.fleet.plugins.plugin_utils.addresses import
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import (
     ROOT,
     catalogue,
+    check,
     load,
     prepared,
 )
@@ -46,6 +47,8 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         fleet = self.fleet(variables)
+        for role, entry in catalogue().items():
+            check(ROOT, entry, fleet.roles[role].options if role in fleet.roles else {})
         judge(
             fleet,
             needs={role: entry.needs for role, entry in catalogue().items()},

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import data_of, of_groups
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import (
+    data_of,
+    of_groups,
+    removable,
+)
 
 
 class FilterModule:
@@ -13,5 +17,6 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "of_roles": of_groups,
+            "removable": removable,
             "role_data": data_of,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -135,10 +136,45 @@ def read(root: Path) -> dict[str, Entry]:
     return found
 
 
+def check(root: Path, entry: Entry, options: Mapping[str, Any]) -> None:
+    """Refuse a role that has not what a removal tells it.
+
+    ``options`` are those of its argument specification. Not a part of ``read``, since many
+    processes of a run do that.
+    """
+    role = entry.role
+    specs = root / "roles" / role / "meta" / "argument_specs.yml"
+    if (options.get(f"{role}_state") or {}).get("choices") != ["present", "absent"]:
+        expected = "with the choices present and absent, by which it is removed"
+        raise AnsibleError(f"{specs}: expected the option {role}_state {expected}")
+    if entry.data and f"{role}_purge" not in options:
+        expected = "as fleet.yml says that it has data"
+        raise AnsibleError(f"{specs}: expected the option {role}_purge, {expected}")
+    text = tasks_of(root, role)
+    for name in (f"{role}_state", *([f"{role}_purge"] if entry.data else [])):
+        if not re.search(rf"\b{name}\b", text):
+            raise AnsibleError(f"{root / 'roles' / role / 'tasks'}: no task looks at {name}")
+
+
+def tasks_of(root: Path, role: str) -> str:
+    """The text of a role's tasks and of the variables that these use."""
+    directory = root / "roles" / role
+    paths = [*directory.glob("tasks/**/*.yml"), *directory.glob("vars/**/*.yml")]
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
 @cache
 def catalogue() -> dict[str, Entry]:
     """The entries of this repository's roles."""
     return read(ROOT)
+
+
+def removable(role: str) -> str:
+    """The name of a role whose tasks know how to remove it; others are refused."""
+    specs = load(ROOT / "roles" / role / "meta" / "argument_specs.yml") or {}
+    options = specs.get("argument_specs", {}).get("main", {}).get("options")
+    check(ROOT, catalogue()[role], options or {})
+    return role
 
 
 def prepared() -> list[str]:

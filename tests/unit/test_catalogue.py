@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import (
     catalogue,
+    check,
     data_of,
     of_groups,
     read,
+    removable,
 )
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.endpoints import (
     defaults_of,
@@ -104,10 +106,61 @@ def test_a_role_that_no_play_has_is_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[[str, str, str], Path]:
+    """A copy of the roles and playbooks; replaces a text in a file of it."""
+    for name in ("roles", "playbooks"):
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
+
+    def change(file: str, old: str, new: str) -> Path:
+        path = tmp_path / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        return tmp_path
+
+    return change
+
+
+def checked(root: Path, role: str) -> None:
+    specs = yaml.safe_load((root / "roles" / role / "meta" / "argument_specs.yml").read_text())
+    check(root, read(root)[role], specs["argument_specs"]["main"]["options"])
+
+
+def test_every_role_is_removable() -> None:
+    assert [role for role in catalogue() if removable(role) != role] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("meta/argument_specs.yml", "redis_state:", "redis_status:", "the option redis_state with"),
+        (
+            "meta/argument_specs.yml",
+            "[present, absent]",
+            "[up, down]",
+            "the option redis_state wit",
+        ),
+        ("meta/argument_specs.yml", "redis_purge:", "redis_purged:", "the option redis_purge, as"),
+        ("tasks/main.yml", "redis_state", "redis_status", "no task looks at redis_state"),
+        ("tasks/main.yml", "redis_purge", "redis_purged", "no task looks at redis_purge"),
+    ],
+)
+def test_a_role_that_a_removal_would_install_is_refused(
+    file: str, old: str, new: str, said: str, changed: Callable[[str, str, str], Path]
+) -> None:
+    checked(changed(f"roles/redis/{file}", "redis_", "redis_"), "redis")
+    with pytest.raises(AnsibleError, match=f"roles/redis/{file.partition('/main')[0]}: .*{said}"):
+        checked(changed(f"roles/redis/{file}", old, new), "redis")
+
+
 # --- a role that is new, in a copy of the repository ------------------------------------------
 
 TOY: dict[str, Any] = {
-    "tasks/main.yml": [{"ansible.builtin.debug": {"msg": "toy is {{ toy_state }}"}}],
+    "tasks/main.yml": [
+        {"ansible.builtin.debug": {"msg": "toy is {{ toy_state }}"}},
+        {"ansible.builtin.debug": {"msg": "its data goes"}, "when": "toy_purge"},
+    ],
     "tasks/credentials.yml": [{"ansible.builtin.debug": {"msg": "{{ rotate_new }} was tried"}}],
     "defaults/main.yml": {
         "toy_state": "present",
