@@ -48,7 +48,8 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         fleet = self.fleet(variables)
         for role, entry in catalogue().items():
-            check(ROOT, entry, fleet.roles[role].options if role in fleet.roles else {})
+            found = fleet.roles.get(role, Role(role, {}, {}))
+            check(ROOT, entry, found.options, found.defaults)
         judge(
             fleet,
             needs={role: entry.needs for role, entry in catalogue().items()},

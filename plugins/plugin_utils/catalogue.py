@@ -114,6 +114,7 @@ def read(root: Path) -> dict[str, Entry]:
     for path in sorted(root.glob("roles/*/meta/fleet.yml")):
         if path.parents[1].name not in order:
             raise AnsibleError(f"{path}: no play of {SITE} has this role")
+    known = {group for groups in order.values() for group in groups}
     for role, groups in order.items():
         directory = root / "roles" / role
         path = directory / "meta" / "fleet.yml"
@@ -129,28 +130,57 @@ def read(root: Path) -> dict[str, Entry]:
         for other in content.get("needs", []):
             if other.removesuffix("@host") not in order:
                 raise AnsibleError(f"{path}: needs has {other}, which is no role of {SITE}")
+            if other.removesuffix("@host") == role:
+                raise AnsibleError(f"{path}: needs has {other}, which is the role itself")
         for key in ("units", "projects"):
             if isinstance(content.get(key), list):
                 content[key] = {name: [] for name in content[key]}
+        named = {
+            "units": [group for part in content.get("units", {}).values() for group in part],
+            "projects": [group for part in content.get("projects", {}).values() for group in part],
+            "scrape": [item["group"] for item in content.get("scrape", []) if "group" in item],
+        }
+        for key, names in named.items():
+            for group in names:
+                if group not in known:
+                    raise AnsibleError(f"{path}: {key} has the group {group}, which is no play's")
         found[role] = Entry(role, groups, (directory / "tasks/credentials.yml").exists(), **content)
     return found
 
 
-def check(root: Path, entry: Entry, options: Mapping[str, Any]) -> None:
-    """Refuse a role that has not what a removal tells it.
+def check(
+    root: Path, entry: Entry, options: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    """Refuse a role that has not what its entry says, or not what a removal tells it.
 
     ``options`` are those of its argument specification. Not a part of ``read``, since many
-    processes of a run do that.
+    processes of a run do that, and need not read all files of all roles.
     """
     role = entry.role
-    specs = root / "roles" / role / "meta" / "argument_specs.yml"
+    path = root / "roles" / role / "meta" / "fleet.yml"
+    for scraped in entry.scrape:
+        if f"{scraped['endpoint']}_port" not in defaults:
+            lacks = f"the role has no default {scraped['endpoint']}_port"
+            raise AnsibleError(
+                f"{path}: scrape has the endpoint {scraped['endpoint']}, but {lacks}"
+            )
+    for place in entry.data:
+        if not place.startswith("/") and place not in defaults:
+            neither = "neither an absolute path nor one of the role's defaults"
+            raise AnsibleError(f"{path}: data has {place}, which is {neither}")
+    text = tasks_of(root, role)
+    for name in entry.services:
+        if not re.search(
+            rf"\b(?:python_service_name|service): +{re.escape(name)}$", text, re.MULTILINE
+        ):
+            raise AnsibleError(f"{path}: services has {name}, which no task of the role installs")
+    specs = path.with_name("argument_specs.yml")
     if (options.get(f"{role}_state") or {}).get("choices") != ["present", "absent"]:
         expected = "with the choices present and absent, by which it is removed"
         raise AnsibleError(f"{specs}: expected the option {role}_state {expected}")
     if entry.data and f"{role}_purge" not in options:
         expected = "as fleet.yml says that it has data"
         raise AnsibleError(f"{specs}: expected the option {role}_purge, {expected}")
-    text = tasks_of(root, role)
     for name in (f"{role}_state", *([f"{role}_purge"] if entry.data else [])):
         if not re.search(rf"\b{name}\b", text):
             raise AnsibleError(f"{root / 'roles' / role / 'tasks'}: no task looks at {name}")
@@ -173,7 +203,8 @@ def removable(role: str) -> str:
     """The name of a role whose tasks know how to remove it; others are refused."""
     specs = load(ROOT / "roles" / role / "meta" / "argument_specs.yml") or {}
     options = specs.get("argument_specs", {}).get("main", {}).get("options")
-    check(ROOT, catalogue()[role], options or {})
+    defaults = load(ROOT / "roles" / role / "defaults" / "main.yml")
+    check(ROOT, catalogue()[role], options or {}, defaults or {})
     return role
 
 

@@ -23,10 +23,6 @@ from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import
     read,
     removable,
 )
-from ansible_collections.prime_spark.fleet.plugins.plugin_utils.endpoints import (
-    defaults_of,
-    role_of,
-)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,14 +36,6 @@ def test_what_a_role_needs_is_played_before_it() -> None:
         if order.index(needed) > order.index(role)
     ]
     assert wrong == []
-
-
-def test_data_and_endpoints_are_those_of_the_role() -> None:
-    for role, entry in catalogue().items():
-        for place in entry.data:
-            assert place.startswith("/") or place in defaults_of(role), f"{role}: {place}"
-        for scraped in entry.scrape:
-            assert role_of(scraped["endpoint"]) == role
 
 
 def test_a_host_has_what_its_groups_say() -> None:
@@ -82,6 +70,13 @@ SITE = [{"hosts": "one:two", "roles": [{"role": "prime_spark.fleet.x", "tags": [
         ({"projects": {"a": "one"}}, "projects is {'a': 'one'}, expected a list of names, or"),
         ({"single": "yes"}, "single is 'yes', expected true or false"),
         ({"needs": ["y@host"]}, "needs has y@host, which is no role of playbooks/site.yml"),
+        ({"needs": ["x@host"]}, "needs has x@host, which is the role itself"),
+        ({"units": {"a.service": ["two", "tow"]}}, "units has the group tow, which is no play's"),
+        ({"projects": {"a": ["tow"]}}, "projects has the group tow, which is no play's"),
+        (
+            {"scrape": [{"job": "node", "endpoint": "x", "group": "tow"}]},
+            "scrape has the group tow, which is no play's",
+        ),
         ({"scrape": [{"job": "node"}]}, "scrape is .*, expected a list of mappings with job, end"),
     ],
 )
@@ -123,11 +118,13 @@ def changed(tmp_path: Path) -> Callable[[str, str, str], Path]:
 
 
 def checked(root: Path, role: str) -> None:
-    specs = yaml.safe_load((root / "roles" / role / "meta" / "argument_specs.yml").read_text())
-    check(root, read(root)[role], specs["argument_specs"]["main"]["options"])
+    directory = root / "roles" / role
+    specs = yaml.safe_load((directory / "meta" / "argument_specs.yml").read_text())
+    defaults = yaml.safe_load((directory / "defaults" / "main.yml").read_text())
+    check(root, read(root)[role], specs["argument_specs"]["main"]["options"], defaults)
 
 
-def test_every_role_is_removable() -> None:
+def test_every_role_has_what_its_entry_says_and_is_removable() -> None:
     assert [role for role in catalogue() if removable(role) != role] == []
 
 
@@ -152,6 +149,26 @@ def test_a_role_that_a_removal_would_install_is_refused(
     checked(changed(f"roles/redis/{file}", "redis_", "redis_"), "redis")
     with pytest.raises(AnsibleError, match=f"roles/redis/{file.partition('/main')[0]}: .*{said}"):
         checked(changed(f"roles/redis/{file}", old, new), "redis")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "endpoint: deadman",
+            "endpoint: deadmen",
+            "scrape has the endpoint deadmen, but the role ",
+        ),
+        ("endpoint: deadman", "endpoint: redis", "scrape has the endpoint redis, but the role has"),
+        ("data: [/var", "data: [var", "data has var/lib/private/prime-spark-deadman, which is nei"),
+        ("[deadman]", "[dead]", "services has dead, which no task of the role installs"),
+    ],
+)
+def test_an_entry_of_what_the_role_has_not_is_refused(
+    old: str, new: str, said: str, changed: Callable[[str, str, str], Path]
+) -> None:
+    with pytest.raises(AnsibleError, match=f"roles/deadman/meta/fleet.yml: {said}"):
+        checked(changed("roles/deadman/meta/fleet.yml", old, new), "deadman")
 
 
 # --- a role that is new, in a copy of the repository ------------------------------------------
