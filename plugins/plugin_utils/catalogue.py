@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # In C where there is one: the files of all roles are read at the start of every run.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SITE = "playbooks/site.yml"
+PREFIX = "prime_spark.fleet."
 # The unit that listens for containers.
 CONTAINERS = "docker.service"
 
@@ -62,27 +63,36 @@ class Entry:
 
 def load(path: Path) -> Any:
     """The content of a YAML file; nothing for a file that is not there."""
-    return yaml.load(path.read_bytes(), Loader=LOADER) if path.exists() else None
+    try:
+        return yaml.load(path.read_bytes(), Loader=LOADER) if path.exists() else None
+    except yaml.YAMLError as error:
+        raise AnsibleError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from error
 
 
-def texts(value: Any) -> bool:
+def options_of(root: Path, role: str) -> dict[str, Any]:
+    """The options of a role's argument specification."""
+    specs = load(root / "roles" / role / "meta" / "argument_specs.yml") or {}
+    return specs.get("argument_specs", {}).get("main", {}).get("options") or {}
+
+
+def strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def per_group(value: Any) -> bool:
-    return texts(value) or (isinstance(value, dict) and all(map(texts, value.values())))
+    return strings(value) or (isinstance(value, dict) and all(map(strings, value.values())))
 
 
 def scraped(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(item, dict)
         and {"job", "endpoint"} <= item.keys() <= {"job", "endpoint", "group"}
-        and texts(list(item.values()))
+        and strings(list(item.values()))
         for item in value
     )
 
 
-LIST = (texts, "a list of texts")
+LIST = (strings, "a list of strings")
 FLAG = (lambda value: isinstance(value, bool), "true or false")
 PER_GROUP = (per_group, "a list of names, or a mapping of each to a list of groups")
 KEYS = {
@@ -94,33 +104,51 @@ KEYS = {
     "services": LIST,
     "scrape": (scraped, "a list of mappings with job, endpoint and, where it is needed, group"),
     "data": LIST,
-    "data_note": (lambda value: isinstance(value, str), "a text"),
+    "data_note": (lambda value: isinstance(value, str), "a string"),
 }
 
 
 def plays(root: Path) -> dict[str, list[str]]:
     """Role to the groups of its play, in the order of the plays."""
-    return {
-        entry["role"].removeprefix("prime_spark.fleet."): play["hosts"].split(":")
-        for play in load(root / SITE)
-        for entry in play.get("roles", [])
-    }
+    found = {}
+    for play in load(root / SITE):
+        if not play.get("roles"):
+            continue
+        where = f"{root / SITE}: the play {play.get('name', 'without a name')} has"
+        hosts, roles = play.get("hosts"), play["roles"]
+        if not isinstance(hosts, str) or not re.fullmatch(r"\w+(:\w+)*", hosts):
+            raise AnsibleError(f"{where} hosts: {hosts}, expected a group, or several as one:two")
+        for entry in roles if isinstance(roles, list) else [roles]:
+            name = str(entry.get("role")) if isinstance(entry, dict) else ""
+            role = name.removeprefix(PREFIX)
+            if role == name or role not in (entry.get("tags") or []):
+                form = f"{{role: {PREFIX}NAME, tags: [NAME]}}"
+                raise AnsibleError(f"{where} the role {entry}, expected {form}")
+            found[role] = hosts.split(":")
+    return found
 
 
 def read(root: Path) -> dict[str, Entry]:
     """The entry of every role, in the order of the plays."""
     found = {}
     order = plays(root)
-    for path in sorted(root.glob("roles/*/meta/fleet.yml")):
-        if path.parents[1].name not in order:
-            raise AnsibleError(f"{path}: no play of {SITE} has this role")
+    for directory in sorted((root / "roles").iterdir()):
+        path = directory / "meta" / "fleet.yml"
+        # A role that others import has no state of its own.
+        if directory.name not in order and (
+            path.exists() or f"{directory.name}_state" in options_of(root, directory.name)
+        ):
+            raise AnsibleError(f"{path}: no play of {SITE} has this role, add a play for it")
     known = {group for groups in order.values() for group in groups}
     for role, groups in order.items():
         directory = root / "roles" / role
         path = directory / "meta" / "fleet.yml"
+        if not path.exists():
+            expected = "write it, with {} where there is nothing to say"
+            raise AnsibleError(f"{path} is missing, and {SITE} has a play of this role: {expected}")
         content = load(path)
         if not isinstance(content, dict):
-            raise AnsibleError(f"{path}: expected a mapping, as {SITE} has a play of this role")
+            raise AnsibleError(f"{path}: expected a mapping, {{}} where there is nothing to say")
         for key, value in content.items():
             if key not in KEYS:
                 raise AnsibleError(f"{path}: {key} is unknown, expected {', '.join(KEYS)}")
@@ -201,10 +229,8 @@ def catalogue() -> dict[str, Entry]:
 
 def removable(role: str) -> str:
     """The name of a role whose tasks know how to remove it; others are refused."""
-    specs = load(ROOT / "roles" / role / "meta" / "argument_specs.yml") or {}
-    options = specs.get("argument_specs", {}).get("main", {}).get("options")
     defaults = load(ROOT / "roles" / role / "defaults" / "main.yml")
-    check(ROOT, catalogue()[role], options or {}, defaults or {})
+    check(ROOT, catalogue()[role], options_of(ROOT, role), defaults or {})
     return role
 
 

@@ -58,17 +58,37 @@ def test_the_documents_say_of_the_same_roles_that_they_keep_data() -> None:
     assert written == {role for role, entry in catalogue().items() if entry.data}
 
 
+Change = Callable[[str, str, str], Path]
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Change:
+    """A copy of the roles and playbooks; replaces a text in a file of it."""
+    for name in ("roles", "playbooks"):
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
+
+    def change(file: str, old: str, new: str) -> Path:
+        path = tmp_path / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        return tmp_path
+
+    return change
+
+
 SITE = [{"hosts": "one:two", "roles": [{"role": "prime_spark.fleet.x", "tags": ["x"]}]}]
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "expected a mapping, as playbooks/site.yml has a play of this role"),
+        (None, r"expected a mapping, \{\} where there is nothing to say"),
         ({"unit": ["a.service"]}, "unit is unknown, expected needs, single, "),
         ({"units": "a.service"}, "units is 'a.service', expected a list of names, or a mapping"),
         ({"projects": {"a": "one"}}, "projects is {'a': 'one'}, expected a list of names, or"),
         ({"single": "yes"}, "single is 'yes', expected true or false"),
+        ({"services": "a"}, "services is 'a', expected a list of strings"),
         ({"needs": ["y@host"]}, "needs has y@host, which is no role of playbooks/site.yml"),
         ({"needs": ["x@host"]}, "needs has x@host, which is the role itself"),
         ({"units": {"a.service": ["two", "tow"]}}, "units has the group tow, which is no play's"),
@@ -92,29 +112,56 @@ def test_a_wrong_file_is_named_with_its_key(content: Any, said: str, tmp_path: P
         read(tmp_path)
 
 
-def test_a_role_that_no_play_has_is_named(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "playbooks", tmp_path / "playbooks", symlinks=True)
-    meta = tmp_path / "roles" / "alone" / "meta"
+def test_a_file_that_is_missing_or_no_yaml_is_named(changed: Change) -> None:
+    root = changed("roles/cli/meta/fleet.yml", "needs: [", "needs: [[")
+    path = root / "roles" / "cli" / "meta" / "fleet.yml"
+    with pytest.raises(AnsibleError, match=f"{path}: this is no YAML: .* line 2, column"):
+        read(root)
+    path.unlink()
+    with pytest.raises(AnsibleError, match=f"{path} is missing, .* write it, with {{}} where"):
+        read(root)
+
+
+@pytest.mark.parametrize("file", ["fleet.yml", "argument_specs.yml"])
+def test_a_role_that_no_play_has_is_named(file: str, changed: Change) -> None:
+    root = changed("roles/cli/meta/fleet.yml", "", "")
+    meta = root / "roles" / "alone" / "meta"
     meta.mkdir(parents=True)
-    (meta / "fleet.yml").write_text("{}")
-    with pytest.raises(AnsibleError, match=r"alone/meta/fleet\.yml: no play of play"):
-        read(tmp_path)
+    options = {"alone_state": {"type": "str"}}
+    specs = {"argument_specs": {"main": {"options": options}}}
+    (meta / file).write_text(yaml.safe_dump(specs if "specs" in file else {}))
+    with pytest.raises(AnsibleError, match=r"alone/meta/fleet\.yml: no play .*, add a play for it"):
+        read(root)
 
 
-@pytest.fixture
-def changed(tmp_path: Path) -> Callable[[str, str, str], Path]:
-    """A copy of the roles and playbooks; replaces a text in a file of it."""
-    for name in ("roles", "playbooks"):
-        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
-
-    def change(file: str, old: str, new: str) -> Path:
-        path = tmp_path / file
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new))
-        return tmp_path
-
-    return change
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "hosts: cli",
+            "hosts: [cli]",
+            r"hosts: \['cli'\], expected a group, or several as one:two",
+        ),
+        ("hosts: cli", "hosts: cli:!edge", "hosts: cli:!edge, expected a group, or several as"),
+        *(
+            (
+                "[{role: prime_spark.fleet.cli, tags: [cli]}]",
+                roles,
+                r"the role .*cli.*, expected \{role: prime_spark.fleet.NAME, tags: \[NAME\]\}",
+            )
+            for roles in (
+                "[prime_spark.fleet.cli]",
+                "prime_spark.fleet.cli",
+                "[{role: cli, tags: [cli]}]",
+                "[{role: prime_spark.fleet.cli}]",
+            )
+        ),
+    ],
+)
+def test_a_play_of_another_form_is_named(old: str, new: str, said: str, changed: Change) -> None:
+    root = changed("playbooks/site.yml", old, new)
+    with pytest.raises(AnsibleError, match=f"playbooks/site.yml: the play Command line has {said}"):
+        read(root)
 
 
 def checked(root: Path, role: str) -> None:
@@ -144,7 +191,7 @@ def test_every_role_has_what_its_entry_says_and_is_removable() -> None:
     ],
 )
 def test_a_role_that_a_removal_would_install_is_refused(
-    file: str, old: str, new: str, said: str, changed: Callable[[str, str, str], Path]
+    file: str, old: str, new: str, said: str, changed: Change
 ) -> None:
     checked(changed(f"roles/redis/{file}", "redis_", "redis_"), "redis")
     with pytest.raises(AnsibleError, match=f"roles/redis/{file.partition('/main')[0]}: .*{said}"):
@@ -165,7 +212,7 @@ def test_a_role_that_a_removal_would_install_is_refused(
     ],
 )
 def test_an_entry_of_what_the_role_has_not_is_refused(
-    old: str, new: str, said: str, changed: Callable[[str, str, str], Path]
+    old: str, new: str, said: str, changed: Change
 ) -> None:
     with pytest.raises(AnsibleError, match=f"roles/deadman/meta/fleet.yml: {said}"):
         checked(changed("roles/deadman/meta/fleet.yml", old, new), "deadman")
