@@ -16,14 +16,19 @@ BCRYPT_COST = 10
 BCRYPT_ALPHABET = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
-def monitoring_targets(groups: Mapping[str, list[str]], hostvars: Any) -> list[dict[str, str]]:
+def monitoring_targets(
+    groups: Mapping[str, list[str]], hostvars: Any, only_prometheus: bool = False
+) -> list[dict[str, str]]:
     """Every target as ``job``, ``host``, ``address`` and, of our services, ``service``.
 
-    A host whose role is absent has none.
+    A host whose role is absent has none. With ``only_prometheus``, those alone that nobody else may
+    ask.
     """
     found = []
     for role, entry in catalogue().items():
         for scraped in entry.scrape:
+            if only_prometheus and not scraped.get("only_prometheus"):
+                continue
             needed = [role, *([scraped["group"]] if "group" in scraped else [])]
             for host in sorted(groups.get(role, [])):
                 values = hostvars[host]

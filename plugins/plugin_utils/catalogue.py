@@ -44,8 +44,9 @@ class Entry:
     projects: dict[str, list[str]] = field(default_factory=dict)
     # Its Python services, for rollback.yml.
     services: list[str] = field(default_factory=list)
-    # `job`, the name of the `endpoint`, and the `group` that the host has to be in as well.
-    scrape: list[dict[str, str]] = field(default_factory=list)
+    # `job`, the name of the `endpoint`, the `group` that the host has to be in as well, and
+    # `only_prometheus`: whether the VPN guard keeps everybody else from it.
+    scrape: list[dict[str, Any]] = field(default_factory=list)
     # Paths, or the role's variables for them: what only a purge removes.
     data: list[str] = field(default_factory=list)
     data_note: str = ""
@@ -86,12 +87,14 @@ def per_group(value: Any) -> bool:
 def scraped(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(item, dict)
-        and {"job", "endpoint"} <= item.keys() <= {"job", "endpoint", "group"}
-        and strings(list(item.values()))
+        and {"job", "endpoint"} <= item.keys() <= {"job", "endpoint", "group", "only_prometheus"}
+        and isinstance(item.get("only_prometheus", True), bool)
+        and strings([part for key, part in item.items() if key != "only_prometheus"])
         for item in value
     )
 
 
+SCRAPED = "a list of mappings with job, endpoint and, where needed, group and only_prometheus"
 LIST = (strings, "a list of strings")
 FLAG = (lambda value: isinstance(value, bool), "true or false")
 PER_GROUP = (per_group, "a list of names, or a mapping of each to a list of groups")
@@ -102,7 +105,7 @@ KEYS = {
     "units": PER_GROUP,
     "projects": PER_GROUP,
     "services": LIST,
-    "scrape": (scraped, "a list of mappings with job, endpoint and, where it is needed, group"),
+    "scrape": (scraped, SCRAPED),
     "data": LIST,
     "data_note": (lambda value: isinstance(value, str), "a string"),
 }

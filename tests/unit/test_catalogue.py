@@ -97,6 +97,10 @@ SITE = [{"hosts": "one:two", "roles": [{"role": "prime_spark.fleet.x", "tags": [
             {"scrape": [{"job": "node", "endpoint": "x", "group": "tow"}]},
             "scrape has the group tow, which is no play's",
         ),
+        (
+            {"scrape": [{"job": "node", "endpoint": "x", "only_prometheus": "yes"}]},
+            "scrape is .*, expected a list of mappings with .* and only_prometheus",
+        ),
         ({"scrape": [{"job": "node"}]}, "scrape is .*, expected a list of mappings with job, end"),
     ],
 )

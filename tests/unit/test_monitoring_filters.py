@@ -33,6 +33,14 @@ def test_targets_follow_groups_and_ports() -> None:
     ]
 
 
+def test_what_answers_more_than_metrics_is_for_prometheus_only() -> None:
+    groups = {**GROUPS, "exporters": ["a", "b"], "timescale": ["b"]}
+    found = filters.monitoring_targets(groups, HOSTVARS, only_prometheus=True)
+    assert {target["job"] for target in found} == {"node", "postgres", "redis"}
+    everything = filters.monitoring_targets(groups, HOSTVARS)
+    assert [target for target in everything if target in found] == found
+
+
 @pytest.mark.parametrize("state", ["kafka_state", "exporters_state"])
 def test_what_is_absent_is_not_scraped(state: str) -> None:
     hostvars = {**HOSTVARS, "a": {**HOSTVARS["a"], state: "absent"}}
