@@ -20,9 +20,9 @@ def run(program: str, *arguments: str | Path, **more: Any) -> subprocess.Complet
     )
 
 
-def build(directory: Path) -> Path:
-    """What `ansible-galaxy collection build` makes of this tree."""
-    done = run("ansible-galaxy", "collection", "build", "--output-path", directory, ROOT)
+def build(directory: Path, tree: Path = ROOT) -> Path:
+    """What `ansible-galaxy collection build` makes of a tree."""
+    done = run("ansible-galaxy", "collection", "build", "--output-path", directory, tree)
     assert done.returncode == 0, done.stderr
     (path,) = directory.glob("prime_spark-fleet-*.tar.gz")
     return path

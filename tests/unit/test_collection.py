@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,6 +16,7 @@ import yaml
 from tests.archive import build, install, play
 
 ROOT = Path(__file__).resolve().parents[2]
+OPERATIONS = ROOT / "docs" / "operations.md"
 # What every file of the archive lies below, or is.
 PARTS = {
     "FILES.json", "MANIFEST.json", "README.md", "files", "meta", "playbooks", "plugins", "roles",
@@ -33,6 +36,44 @@ HOSTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("archive"))
+
+
+def surprises(archive: Path) -> set[str]:
+    """Files of an archive that git does not track here."""
+    with tarfile.open(archive) as opened:
+        names = {member.name for member in opened if not member.isdir()}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    return names - set(listed.splitlines()) - {"FILES.json", "MANIFEST.json"}
+
+
+def test_the_archive_has_nothing_that_git_does_not_track(archive: Path) -> None:
+    assert surprises(archive) == set()
+
+
+def test_an_archive_of_what_is_committed_has_nothing_else_of_the_checkout(
+    tmp_path: Path,
+) -> None:
+    """galaxy.yml can only name what is left out, so the documents build of what is committed."""
+    (command,) = re.findall(r"^    (.*git archive .*)$", OPERATIONS.read_text(), re.MULTILINE)
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "--quiet", ROOT, checkout], check=True)
+    secrets = {"vault-password", "roles/redis/files/password"}
+    for name in secrets:
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_text("secret")
+    (tmp_path / "whole").mkdir()
+    assert surprises(build(tmp_path / "whole", checkout)) == secrets
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment["TMPDIR"] = str(tmp_path)
+    subprocess.run(
+        ["bash", "-c", command],
+        cwd=checkout,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    (made,) = checkout.glob("*.tar.gz")
+    assert surprises(made) == set()
 
 
 def test_the_archive_has_what_roles_use_and_nothing_else(archive: Path) -> None:
