@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -224,42 +226,18 @@ def test_an_entry_of_what_the_role_has_not_is_refused(
 
 # --- a role that is new, in a copy of the repository ------------------------------------------
 
-TOY: dict[str, Any] = {
-    "tasks/main.yml": [
-        {"ansible.builtin.debug": {"msg": "toy is {{ toy_state }}"}},
-        {"ansible.builtin.debug": {"msg": "its data goes"}, "when": "toy_purge"},
-    ],
-    "tasks/credentials.yml": [{"ansible.builtin.debug": {"msg": "{{ rotate_new }} was tried"}}],
-    "defaults/main.yml": {
-        "toy_state": "present",
-        "toy_purge": False,
-        "toy_port": 9999,
-        "toy_data_directory": "/srv/toy",
-    },
-    "meta/argument_specs.yml": {
-        "argument_specs": {
-            "main": {
-                "options": {
-                    "toy_state": {"type": "str", "choices": ["present", "absent"]},
-                    "toy_purge": {"type": "bool"},
-                    "toy_port": {"type": "int"},
-                    "toy_data_directory": {"type": "path"},
-                }
-            }
-        }
-    },
-    "meta/fleet.yml": {
-        "needs": ["wireguard@host"],
-        "units": ["toy.service"],
-        "scrape": [{"job": "prime_spark", "endpoint": "toy"}],
-        "data": ["toy_data_directory"],
-    },
-}
-PLAY = {
-    "name": "Toy",
-    "hosts": "toy",
-    "roles": [{"role": "prime_spark.fleet.toy", "tags": ["toy"]}],
-}
+
+def example() -> dict[str, str]:
+    """The files of the role toy, as the section of docs/architecture.md shows them."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.partition("\n## Adding a role\n")[2].partition("\n## ")[0]
+    block = r"^`((?:roles|playbooks)/\S+)`[^\n]*(?:\n[^\n]+)*:\n\n((?:    .*\n|\n)+)"
+    return {
+        path: textwrap.dedent(content) for path, content in re.findall(block, section, re.MULTILINE)
+    }
+
+
+TOY = example()
 
 
 def run(tree: Path, inventory: dict[str, Any], *arguments: str) -> tuple[int, str]:
@@ -288,11 +266,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[
     settings = (ROOT / "ansible.cfg").read_text().splitlines(keepends=True)
     (tree / "ansible.cfg").write_text("".join(s for s in settings if "vault" not in s))
     for name, content in TOY.items():
-        path = tree / "roles" / "toy" / name
+        path = tree / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(content))
-    with (tree / "playbooks" / "site.yml").open("a") as stream:
-        stream.write("\n" + yaml.safe_dump([PLAY]))
+        if path.exists():
+            before, record, after = path.read_text().partition("- name: Record\n")
+            content = before + content + record + after
+        path.write_text(content)
     wrong = {
         "managed": {"hosts": {"one": {"toy_prot": 1, "toy_state": "gone"}}},
         "toy": {"hosts": {"one": {}}},
@@ -332,13 +311,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[
         }
 
 
+def test_the_example_has_what_every_role_has() -> None:
+    options = yaml.safe_load(TOY["roles/toy/meta/argument_specs.yml"])["argument_specs"]["main"]
+    assert set(options["options"]) == set(yaml.safe_load(TOY["roles/toy/defaults/main.yml"]))
+    assert all({"type", "description"} <= option.keys() for option in options["options"].values())
+    real = {path for entry in ("cli", "redis") for path in (ROOT / "roles" / entry).glob("*/*.yml")}
+    parts = {str(path.relative_to(ROOT / "roles")).partition("/")[2] for path in real}
+    ours = {path.removeprefix("roles/toy/") for path in TOY}
+    assert ours - parts == {"playbooks/site.yml"}
+
+
 def test_a_new_role_is_validated(runs: dict[str, Future[tuple[int, str]]]) -> None:
     status, said = runs["wrong"].result()
     assert status == 2, said
-    assert [line for line in said.splitlines() if line.startswith("REFUSED")] == [
-        "REFUSED  one: is in the group toy, but not in wireguard, which that needs",
-        "REFUSED  one: toy_prot is not a variable of role toy; did you mean toy_port?",
-        "REFUSED  one: toy_state is 'gone', expected one of present, absent",
+    assert [" ".join(line.split()) for line in said.splitlines() if line.startswith("REFUSED")] == [
+        "REFUSED one: is in the group toy, but not in wireguard, which that needs",
+        "REFUSED one: toy_prot is not a variable of role toy; did you mean toy_port?",
+        "REFUSED one: toy_state is 'gone', expected one of present, absent",
+        "REFUSED vault: vault_toy is missing, expected a secret for toy_password of one; "
+        "`make secrets INVENTORY=.` makes it",
     ], said
 
 
