@@ -51,6 +51,33 @@ def test_an_inventory_is_validated(tmp_path: Path) -> None:
     assert not contacted.exists()
 
 
+@pytest.mark.parametrize("playbook", ["site.yml", "playbooks/verify.yml"])
+def test_an_inventory_that_is_not_there_is_refused(tmp_path: Path, playbook: str) -> None:
+    """Ansible's own settings let a run on nobody end well."""
+    path = ROOT / playbook
+    done = run("ansible-playbook", "-i", "/nonexistent", path, ANSIBLE_LOCAL_TEMP=str(tmp_path))
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = " ".join(f"{done.stdout} {done.stderr}".split())
+    assert "the inventory has no managed hosts" in said
+    assert "No host was contacted" in said
+
+
+def test_the_settings_are_found_from_elsewhere_when_they_are_named(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("a password")
+    password.chmod(0o600)
+    done = run(
+        "ansible-playbook",
+        *("-i", "/nonexistent", ROOT / "site.yml"),
+        ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"),
+        ANSIBLE_VAULT_IDENTITY_LIST=f"production@{ROOT}/tools/vault-password-production",
+        PRIME_SPARK_VAULT_PASSWORD_FILE=str(password),
+        ANSIBLE_LOCAL_TEMP=str(tmp_path),
+    )
+    assert done.returncode != 0
+    assert "Completely failed to parse inventory source /nonexistent" in done.stderr
+
+
 @pytest.mark.parametrize("path", PLAYBOOKS[1:], ids=lambda path: path.stem)
 def test_no_play_relies_on_a_setting_to_gather_nothing(path: Path) -> None:
     """Without ansible.cfg every play would ask every host for all of its facts."""
