@@ -60,3 +60,19 @@ def test_every_option_is_documented_as_it_is(name: str, documented: dict[str, An
         for key in ("type", "default", "choices", "elements"):
             assert arguments[option].get(key) == options[option].get(key), (option, key)
         assert arguments[option].get("required", False) == options[option].get("required", False)
+
+
+def test_the_filters_by_which_roles_find_each_other_are_documented() -> None:
+    names = [f"prime_spark.fleet.{name}" for name in ("endpoint", "endpoints", "endpoint_on")]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-doc"), "--type", "filter", "--json", *names],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for name, entry in json.loads(done.stdout).items():
+        assert f"| {name}('" in entry["examples"]
+        assert entry["doc"]["positional"] == "service, hostvars"
+        assert entry["return"]["_value"]["type"] in ("dict", "list")
