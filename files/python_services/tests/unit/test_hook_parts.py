@@ -108,7 +108,7 @@ def test_no_more_runs_at_a_time_than_are_allowed(parts: Parts) -> None:
     assert len(parts.starter.started) == 2
 
 
-def test_each_run_that_is_looked_at_is_a_sign_of_life(parts: Parts) -> None:
+def test_each_pending_run_is_a_heartbeat(parts: Parts) -> None:
     parts.hosts("a", "h1")
     for key in "abc":
         parts.put(key, limit="a", tags=[key])

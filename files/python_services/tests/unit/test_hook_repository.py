@@ -135,7 +135,7 @@ def test_no_error_of_git_tells_a_token(tmp_path: Path, monkeypatch: pytest.Monke
     assert said[1] == "git ls-remote: no answer within 0.2 s"
 
 
-def test_each_command_of_git_is_a_sign_of_life(origin: Origin, tmp_path: Path) -> None:
+def test_each_command_of_git_is_a_heartbeat(origin: Origin, tmp_path: Path) -> None:
     beats: list[int] = []
     Repository(config(origin), tmp_path, lambda: beats.append(1)).heads()
     assert beats == [1]

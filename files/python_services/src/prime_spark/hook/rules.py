@@ -204,7 +204,7 @@ class Action(Config, frozen=True):
 
 
 class Remediation(Config, frozen=True):
-    """Brakes: a host that the rule has touched is left alone for a while, and so are all."""
+    """Limits how often the rule starts runs: per host by a cooldown, in all within a window."""
 
     cooldown_seconds: PositiveSeconds = 900.0
     max_runs: Annotated[int, Meta(ge=1)] = 3
