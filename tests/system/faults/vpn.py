@@ -100,9 +100,14 @@ def assert_nothing_to_do(*arguments: str, overlay: Path | None = None) -> None:
 
 
 def address(name: str) -> str:
-    """The address that the interface of a host really has."""
+    """The address that the interface of a host really has.
+
+    AssertionError: it has none, as for a moment while the interface comes up.
+    """
     shown = json.loads(shell(connect(name), f"ip -json -4 address show dev {INTERFACE}"))
-    return str(shown[0]["addr_info"][0]["local"])
+    found = [entry["local"] for link in shown for entry in link.get("addr_info", [])]
+    assert found, f"{INTERFACE} of {name} has no address"
+    return str(found[0])
 
 
 def unreachable_pairs() -> list[str]:
