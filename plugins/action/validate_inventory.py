@@ -28,7 +28,7 @@ from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import
 )
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.fleet import SECRET, expected
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.inventory import Fleet, Role, judge
-from ansible_collections.prime_spark.fleet.plugins.plugin_utils.stamps import Stamps
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.stamps import Sources, Stamps
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.values import check_value
 
 MISSING = re.compile(r"'(\w+)' is undefined")
@@ -87,7 +87,7 @@ class ActionModule(ActionBase):
                 return str(error)
 
         defaults = {role.name: role.defaults for role in fleet.roles.values()}
-        stamps = Stamps(ROOT, fleet.raw, groups, defaults, __version__, resolve)
+        stamps = Stamps(Sources(ROOT), fleet.raw, groups, defaults, __version__, resolve)
         found = {}
         for role, entry in catalogue().items():
             if hosts := sorted({h for group in entry.groups for h in groups.get(group, [])}):

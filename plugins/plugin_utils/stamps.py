@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,19 @@ def digest_of(*directories: Path) -> str:
     return digest.hexdigest()
 
 
-class References:
-    """What the roles of a repository refer to, by the words of their files."""
+class Sources:
+    """The files of a repository that decide about roles, each read once."""
 
-    def __init__(
-        self,
-        repository: Path,
-        raw: Mapping[str, Mapping[str, Any]],
-        defaults: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        """``raw`` are the inventory's values by host, ``defaults`` those of the roles."""
+    def __init__(self, repository: Path) -> None:
         self.repository = repository
+        # Callbacks decide what is shown, nothing else.
+        plugins = sorted(p for p in (repository / "plugins").iterdir() if p.name != "callback")
+        self.plugins = digest_of(*plugins, repository / "meta")
+        roles = read(repository).values()
+        self.scraped = [[entry.role, entry.scrape] for entry in roles if entry.scrape]
+        services = repository / "files" / "python_services"
+        self.services = digest_of(*(services / part for part in ("src", "locks", "dags")))
+        self.project = (services / "pyproject.toml").read_text(encoding="utf-8")
         self.filters: dict[str, str] = {}
         for path in sorted((repository / "plugins" / "filter").glob("*.py")):
             text = path.read_text(encoding="utf-8")
@@ -89,25 +92,9 @@ class References:
             for module in IMPORTED.findall(text):
                 text += Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
             self.filters.update(dict.fromkeys(names, text))
-        # Every text that a name may stand for, on any host.
-        self.texts: dict[str, set[str]] = {}
-        for values in [*raw.values(), *defaults.values()]:
-            for name, value in values.items():
-                if is_input(name):
-                    self.texts.setdefault(name, set()).add(str(value))
-        self.words = {name: set().union(*map(words, texts)) for name, texts in self.texts.items()}
+        self.role_files = cache(self._role_files)
 
-    def close(self, names: Iterable[str]) -> set[str]:
-        """The known ones of some names, and all that these refer to."""
-        found: set[str] = set()
-        waiting = set(names) & self.texts.keys()
-        while waiting:
-            name = waiting.pop()
-            found.add(name)
-            waiting |= (self.words[name] & self.texts.keys()) - found
-        return found
-
-    def role_files(self, role: str) -> list[tuple[str, bytes]]:
+    def _role_files(self, role: str) -> list[tuple[str, bytes]]:
         """The files of a role, the templates that these import, and the roles that it imports.
 
         Without the catalogue's.
@@ -128,6 +115,38 @@ class References:
             for other in sorted(p.name for p in (self.repository / "roles").iterdir()):
                 if other in names and re.search(rf"\bname: +prime_spark\.fleet\.{other}\b", text):
                     found += self.role_files(other)
+        return found
+
+
+class References:
+    """What the roles of a repository refer to, by the words of their files."""
+
+    def __init__(
+        self,
+        filters: Mapping[str, str],
+        raw: Mapping[str, Mapping[str, Any]],
+        defaults: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """``filters`` are the texts of filters by name, ``raw`` the inventory's values by host,
+        ``defaults`` those of the roles.
+        """
+        self.filters = filters
+        # Every text that a name may stand for, on any host.
+        self.texts: dict[str, set[str]] = {}
+        for values in [*raw.values(), *defaults.values()]:
+            for name, value in values.items():
+                if is_input(name):
+                    self.texts.setdefault(name, set()).add(str(value))
+        self.words = {name: set().union(*map(words, texts)) for name, texts in self.texts.items()}
+
+    def close(self, names: Iterable[str]) -> set[str]:
+        """The known ones of some names, and all that these refer to."""
+        found: set[str] = set()
+        waiting = set(names) & self.texts.keys()
+        while waiting:
+            name = waiting.pop()
+            found.add(name)
+            waiting |= (self.words[name] & self.texts.keys()) - found
         return found
 
     def foreign(self, texts: Iterable[str]) -> set[str]:
@@ -153,7 +172,7 @@ class Stamps:
 
     def __init__(
         self,
-        repository: Path,
+        sources: Sources,
         raw: Mapping[str, Mapping[str, Any]],
         groups: Mapping[str, list[str]],
         defaults: Mapping[str, Mapping[str, Any]],
@@ -161,18 +180,12 @@ class Stamps:
         resolve: Callable[[str, str], Any],
     ) -> None:
         """``version`` is Ansible's; ``resolve(host, name)`` works out a value that has a lookup."""
-        self.references = References(repository, raw, defaults)
+        self.sources = sources
+        self.references = References(sources.filters, raw, defaults)
         self.raw = raw
         self.groups = groups
+        self.version = version
         self.resolve = resolve
-        # Callbacks decide what is shown, nothing else.
-        plugins = sorted(p for p in (repository / "plugins").iterdir() if p.name != "callback")
-        self.shared = [version, digest_of(*plugins, repository / "meta")]
-        roles = read(repository).values()
-        self.scraped = [[entry.role, entry.scrape] for entry in roles if entry.scrape]
-        services = repository / "files" / "python_services"
-        self.services = digest_of(*(services / part for part in ("src", "locks", "dags")))
-        self.project = (services / "pyproject.toml").read_text(encoding="utf-8")
 
     def value(self, host: str, name: str) -> Any:
         """A variable as the inventory has it, and what its lookups find now."""
@@ -183,18 +196,19 @@ class Stamps:
 
     def of(self, role: str, hosts: list[str]) -> tuple[dict[str, str], list[str]]:
         """The role's stamps by host, and the facts that have to be added to them."""
-        files = self.references.role_files(role)
+        files = self.sources.role_files(role)
         texts = [content.decode(errors="replace") for _, content in files]
         named = set().union(*map(words, texts))
         names = self.references.close(named)
         values = [text for name in names for text in self.references.texts[name]]
         named = named.union(*(self.references.words[name] for name in names))
         foreign = self.references.foreign([*texts, *values])
-        scraped = self.scraped if "monitoring_targets" in named else []
+        scraped = self.sources.scraped if "monitoring_targets" in named else []
         named |= words(str(scraped))
         facts = {fact for text in [*texts, *values] for fact in FACT.findall(text)}
         shared = [
-            *self.shared,
+            self.version,
+            self.sources.plugins,
             [(name, hashlib.sha256(content).hexdigest()) for name, content in files],
             scraped,
             {group: members for group, members in self.groups.items() if group in named},
@@ -206,7 +220,7 @@ class Stamps:
             },
         ]
         if "python_release" in named:
-            shared += [self.services, self.project]
+            shared += [self.sources.services, self.sources.project]
             facts |= set(TARGET)
         base = fingerprint(shared)
         return {

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ import jinja2
 import jinja2.meta
 import pytest
 import yaml
-from ansible_collections.prime_spark.fleet.plugins.plugin_utils.stamps import Stamps, with_facts
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.stamps import (
+    Sources,
+    Stamps,
+    with_facts,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,10 +36,11 @@ def options(role: str) -> dict[str, Any]:
     return dict(specs["argument_specs"]["main"].get("options") or {})
 
 
-def defaults(root: Path = ROOT) -> dict[str, dict[str, Any]]:
+@cache
+def defaults() -> dict[str, dict[str, Any]]:
     found = {}
     for role in ROLES:
-        path = root / "roles" / role / "defaults/main.yml"
+        path = ROOT / "roles" / role / "defaults/main.yml"
         found[role] = yaml.safe_load(path.read_text()) or {} if path.exists() else {}
     return found
 
@@ -60,10 +66,17 @@ def inventory() -> dict[str, Any]:
     return {"raw": raw, "groups": {name: members(name) for name in listing}}
 
 
-def stamps_of(role: str, inventory: dict[str, Any], root: Path = ROOT, **more: Any) -> Any:
+@cache
+def repository() -> Sources:
+    return Sources(ROOT)
+
+
+def stamps_of(
+    role: str, inventory: dict[str, Any], sources: Sources | None = None, **more: Any
+) -> Any:
     """The role's stamps on every host of the inventory."""
     stamps = Stamps(
-        root, inventory["raw"], inventory["groups"], defaults(root), "2.19",
+        sources or repository(), inventory["raw"], inventory["groups"], defaults(), "2.19",
         more.get("resolve", lambda host, name: "resolved"),
     )  # fmt: skip
     return stamps.of(role, sorted(inventory["raw"]))[0]
@@ -241,7 +254,9 @@ def test_what_a_lookup_finds_is_in_the_stamp(inventory: dict[str, Any]) -> None:
 
 
 def test_facts_that_a_role_uses_are_in_its_stamp(inventory: dict[str, Any]) -> None:
-    stamps = Stamps(ROOT, inventory["raw"], inventory["groups"], defaults(), "2.19", lambda *_: "")
+    stamps = Stamps(
+        repository(), inventory["raw"], inventory["groups"], defaults(), "2.19", lambda *_: ""
+    )
     _, names = stamps.of("docker", ["control-pc-1"])
     assert {"distribution", "distribution_major_version"} <= set(names)
     _, names = stamps.of("telemetry", ["control-pc-1"])
@@ -257,12 +272,13 @@ def test_every_file_that_makes_a_role_is_in_its_stamp(
         ignored = shutil.ignore_patterns("__pycache__", "tests", ".*")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored, symlinks=True)
     missed = []
+    unchanged = Sources(tmp_path)
+    before = {role: stamps_of(role, inventory, unchanged) for role in PLAYED}
 
     def changes(role: str, path: Path) -> None:
-        before = stamps_of(role, inventory, tmp_path)
         content = path.read_bytes()
         path.write_bytes(content + b"\n# changed\n")
-        if stamps_of(role, inventory, tmp_path) == before:
+        if stamps_of(role, inventory, Sources(tmp_path)) == before[role]:
             missed.append(f"{role}: {path.relative_to(tmp_path)}")
         path.write_bytes(content)
 
@@ -301,7 +317,7 @@ def test_of_the_catalogue_only_what_is_scraped_plays_roles(
     def found(**changed: Any) -> dict[str, Any]:
         path = tmp_path / "roles/cli/meta/fleet.yml"
         path.write_text(yaml.safe_dump({"needs": ["wireguard@host", "api"], **changed}))
-        return {role: stamps_of(role, inventory, tmp_path) for role in roles}
+        return {role: stamps_of(role, inventory, Sources(tmp_path)) for role in roles}
 
     before = found()
     assert found(units=["a.service"], data=["/srv"]) == before
@@ -310,4 +326,4 @@ def test_of_the_catalogue_only_what_is_scraped_plays_roles(
     # A host that joins the group is scraped, too.
     inventory = copy.deepcopy(inventory)
     inventory["groups"]["cli"] = inventory["groups"]["cli"][1:]
-    assert after["monitoring"] != stamps_of("monitoring", inventory, tmp_path)
+    assert after["monitoring"] != stamps_of("monitoring", inventory, Sources(tmp_path))
