@@ -16,6 +16,7 @@ from lab import bases
 from lab.common import CHECKOUT, LOGS, Progress
 from lab.topology import SUITES
 
+SERVICES = CHECKOUT / "files/python_services"
 LOG = LOGS / "releases.log"
 _PYTHON = CHECKOUT / ".venv/bin/python"
 
@@ -25,7 +26,7 @@ def start() -> subprocess.Popen[bytes] | None:
 
     Called when the bases are there.
     """
-    if not _PYTHON.exists() or not (CHECKOUT / "files/python_services").exists():
+    if not _PYTHON.exists() or not SERVICES.exists():
         return None
     with LOG.open("wb") as log:
         return subprocess.Popen(
@@ -55,9 +56,11 @@ def targets() -> list[str]:
 
 def build(source: Path) -> None:
     """Build the missing releases of a source tree into the cache that site.yml uses."""
+    from ansible.plugins.loader import init_plugin_loader
     from ansible.utils.display import Display
 
-    from plugins.action import python_release
+    init_plugin_loader([str(CHECKOUT / "collections")])
+    from ansible_collections.prime_spark.fleet.plugins.action import python_release
 
     class Builder(python_release.ActionModule):
         """The plugin outside of a task."""
@@ -72,5 +75,5 @@ def build(source: Path) -> None:
 
 
 if __name__ == "__main__":
-    build(CHECKOUT / "files/python_services")
+    build(SERVICES)
     sys.exit(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 from ansible_collections.prime_spark.fleet.plugins.action import python_release as action
 from ansible_collections.prime_spark.fleet.plugins.modules import python_release as module
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -165,3 +169,25 @@ def test_uploads_of_killed_runs_go_and_others_stay(tmp_path: Path) -> None:
         "ansible-tmp-own",
         "ansible-tmp-running",
     ]
+
+
+def test_the_lab_prepares_releases_by_the_same_names(tmp_path: Path) -> None:
+    """The archive that is in the cache is not made again."""
+    source = ROOT / "files/python_services"
+    lock = source / "locks/x86_64-py313.txt"
+    made = tmp_path / f"releases/{action.release_hash(str(source), str(lock), 'x86_64-py313')}.tar"
+    made.parent.mkdir()
+    made.touch()
+    code = (
+        "from lab import releases as r; r.targets = lambda: ['x86_64-py313']; r.build(r.SERVICES)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PRIME_SPARK_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in made.parent.iterdir()) == [".lock", made.name]
