@@ -6,7 +6,6 @@ made on it stay valid. cache/bases/<suite> is a link to the current one, <suite>
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -14,13 +13,14 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lab import mirror
 from lab.common import CACHE, LOGS, LabError, Progress, remove_tree, run
+from plugins.module_utils.lock import exclusive
 
 BASES = CACHE / "bases"
 
@@ -193,12 +193,6 @@ def forget_unused(used: set[str]) -> None:
             remove_tree(path)
 
 
-@contextmanager
-def _locked(progress: Progress) -> Iterator[None]:
-    with (BASES / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("base: another build is running, waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _locked(progress: Progress) -> AbstractContextManager[None]:
+    said = "base: another build is running, waiting for it"
+    return exclusive(BASES / ".lock", waiting=lambda: progress(said))

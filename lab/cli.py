@@ -26,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ from lab.common import (
     write_if_changed,
 )
 from lab.topology import GIB, HOSTS, MIB, SUITES, Host
+from plugins.module_utils.lock import exclusive
 
 _SSH_SECONDS = 90
 _DOWN_SECONDS = 90
@@ -660,17 +661,11 @@ def images(options: argparse.Namespace) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _exclusive(progress: Progress) -> Iterator[None]:
+def _exclusive(progress: Progress) -> contextlib.AbstractContextManager[None]:
     """One `up`, `down` or `destroy` at a time on this machine."""
     RUNTIME.mkdir(parents=True, exist_ok=True, mode=0o755)
-    with CLI_LOCK.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("another command is changing the lab, waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    said = "another command is changing the lab, waiting for it"
+    return exclusive(CLI_LOCK, waiting=lambda: progress(said))
 
 
 def _parser() -> argparse.ArgumentParser:

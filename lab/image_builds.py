@@ -10,7 +10,6 @@ exactly what was built. Two images are built at a time, and all with the same pa
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
@@ -21,15 +20,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import NotRequired, Self, TypedDict
 
 from lab import bases, mirror, registry
 from lab.common import CACHE, LOGS, LabError, Progress
 from lab.topology import REGISTRY_ADDRESS, REGISTRY_PORT
+from plugins.module_utils.lock import exclusive
 
 # In the order of building: what takes longest comes first.
 IMAGES = (
@@ -438,17 +438,10 @@ def _write_records(records: dict[str, Record]) -> None:
     partial.rename(path)
 
 
-@contextmanager
-def _locked(progress: Progress) -> Iterator[None]:
-    cache = CACHE
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "images.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("images: another build is running, waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _locked(progress: Progress) -> AbstractContextManager[None]:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    said = "images: another build is running, waiting for it"
+    return exclusive(CACHE / "images.lock", waiting=lambda: progress(said))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -37,6 +36,7 @@ from lab.common import (
     write_if_changed,
 )
 from lab.topology import HOSTS, REGISTRY, REGISTRY_ADDRESS, REGISTRY_PORT, Host
+from plugins.module_utils.lock import exclusive
 
 Say = Callable[[str], None]
 
@@ -512,20 +512,6 @@ def _make_disks(base_names: dict[str, str]) -> list[str]:
     return [note for note in notes if note]
 
 
-def _lock() -> None:
-    """Take the lock for life; it is shared with the child and freed when both are gone."""
-    descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + 3
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise LabError("another supervisor holds the lab's lock") from None
-            time.sleep(0.05)
-
-
 def _enter_namespaces() -> None:
     """Mounts that only the lab sees: its processes, its network namespaces, nspawn's state."""
     run(["mount", "-t", "proc", "proc", "/proc"])
@@ -553,8 +539,10 @@ def main() -> int:
         print("the supervisor is started by `python3 -m lab up`", file=sys.stderr)
         return 2
     LOGS.mkdir(parents=True, exist_ok=True)
+    # For life: the child shares the lock, which is free when both are gone.
+    lock = exclusive(LOCK, 3, busy=lambda _: LabError("another supervisor holds the lab's lock"))
     try:
-        _lock()
+        lock.__enter__()
         # /proc still is the machine's: these are the pids that others see.
         pid = int(os.readlink("/proc/self"))
         status = Path("/proc/self/status").read_text().splitlines()

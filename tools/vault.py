@@ -7,19 +7,20 @@ password of the owner's own NAS, say), it is neither made nor rotated.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from ansible.errors import AnsibleError
 from ansible.parsing.vault import VaultLib, VaultSecret
+
+from plugins.module_utils.lock import exclusive
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # What a secret was before its rotation, until the rotation is finished.
@@ -193,22 +194,11 @@ class Vault:
         answer = subprocess.run([str(self._script)], capture_output=True, check=True)
         return VaultLib([(self.id, VaultSecret(answer.stdout.strip()))])
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """One command at a time changes the vault."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise SecretsError(
-                f"another command is at work on {self.path}: wait until it has ended"
-            ) from None
-        try:
-            yield
-        finally:
-            os.close(handle)
+        said = f"another command is at work on {self.path}: wait until it has ended"
+        return exclusive(self.path.parent, 0, busy=lambda _: SecretsError(said))
 
 
 def new_secret() -> str:

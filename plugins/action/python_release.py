@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -11,12 +10,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import ROOT
 
 # Part of every release's hash: raise it when the way of building or installing changes.
@@ -83,6 +81,7 @@ class ActionModule(ActionBase):
         )
         os.makedirs(cache, exist_ok=True)
         archive = os.path.join(cache, f"{release}.tar")
+        # Hosts are handled by parallel processes: one of them builds, the others wait.
         with exclusive(os.path.join(cache, ".lock")):
             if os.path.exists(archive):
                 return archive
@@ -115,14 +114,6 @@ def release_hash(source: str, lock: str, target: str) -> str:
             content = stream.read()
         digest.update(f"{os.path.relpath(path, source)}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def exclusive(path: str) -> Iterator[None]:
-    """Hosts are handled by parallel processes: one of them builds, the others wait."""
-    with open(path, "w", encoding="ascii") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def run(argv: list[str], what: str) -> None:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import fcntl
 import json
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
+from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     Difference,
     File,
@@ -30,35 +28,23 @@ LOCK_DIR = "/run/prime-spark/locks"
 LOCK_SECONDS = 600
 
 
-@contextmanager
-def locked(name: str, seconds: float = LOCK_SECONDS, directory: str = LOCK_DIR) -> Iterator[None]:
+def locked(
+    name: str, seconds: float = LOCK_SECONDS, directory: str = LOCK_DIR
+) -> AbstractContextManager[None]:
     """Let one run at a time work on a tree.
 
     What a killed ansible-playbook started goes on on the host for a while; the next run waits for
-    it here instead of writing and restarting in between. The lock ends with its holder.
+    it here instead of writing and restarting in between.
     """
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    path = os.path.join(directory, f"{name}.lock")
-    deadline = time.monotonic() + seconds
-    with open(path, "a+", encoding="utf-8") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    handle.seek(0)
-                    holder = handle.read().strip() or "unknown"
-                    raise TreeError(
-                        f"another run is still at work on {name} (process {holder} on this host), "
-                        f"waited {seconds:.0f} s for it. Run again when it has ended"
-                    ) from None
-                time.sleep(0.2)
-        handle.seek(0)
-        handle.truncate()
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
+    return exclusive(
+        os.path.join(directory, f"{name}.lock"),
+        seconds,
+        busy=lambda holder: TreeError(
+            f"another run is still at work on {name} (process {holder} on this host), "
+            f"waited {seconds:.0f} s for it. Run again when it has ended"
+        ),
+    )
 
 
 @dataclasses.dataclass

@@ -8,17 +8,16 @@ the host goes down in between. Whoever confirms the change removes all of it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
+from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     WireGuardError,
     read_text,
@@ -57,22 +56,10 @@ WantedBy=multi-user.target
 """
 
 
-@contextmanager
-def locked(seconds: float = 60) -> Iterator[None]:
+def locked(seconds: float = 60) -> AbstractContextManager[None]:
     """Keep the timer's program and other runs out while this one compares and changes."""
-    with open(LOCK, "a") as handle:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise WireGuardError(
-                        "another run or the timer is changing the VPN right now: try again"
-                    ) from None
-                time.sleep(0.2)
-        yield
+    said = "another run or the timer is changing the VPN right now: try again"
+    return exclusive(LOCK, seconds, busy=lambda _: WireGuardError(said))
 
 
 def client_connection() -> str:

@@ -68,7 +68,6 @@ target:
 """
 
 import errno
-import fcntl
 import glob
 import hashlib
 import os
@@ -77,11 +76,11 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "service": {"type": "str", "required": True},
@@ -105,27 +104,12 @@ class ReleaseError(Exception):
     """The release cannot be installed; the message says why."""
 
 
-@contextmanager
-def exclusive(root: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Let one run at a time install below ``root``; the lock ends with its holder."""
+def locked(root: str) -> AbstractContextManager[None]:
+    """Let one run at a time install below ``root``."""
     os.makedirs(root, exist_ok=True)
-    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    deadline = time.monotonic() + seconds
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise ReleaseError(
-                        f"another run has been installing below {root} for {seconds:.0f} s. "
-                        "Run again when it has ended"
-                    ) from None
-                time.sleep(0.2)
-        yield
-    finally:
-        os.close(handle)
+    said = f"another run has been installing below {root} for {LOCK_SECONDS} s. "
+    said += "Run again when it has ended"
+    return exclusive(root, LOCK_SECONDS, busy=lambda _: ReleaseError(said))
 
 
 def host_target(python: str) -> str:
@@ -257,7 +241,7 @@ def main() -> None:
             result["artifacts"] = os.listdir(artifacts) if os.path.isdir(artifacts) else []
             result["current"] = os.path.basename(os.path.realpath(os.path.join(home, "current")))
             module.exit_json(**result)
-        with exclusive(root):
+        with locked(root):
             changed, path = ensure(params, home)
         result.update(changed=changed, path=path)
     except (ReleaseError, OSError, tarfile.TarError) as error:

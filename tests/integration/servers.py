@@ -14,7 +14,6 @@ needs root and the unpacked images (`python -m lab.image_builds`).
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import hmac
 import os
@@ -36,6 +35,7 @@ from typing import ClassVar, TypeVar
 
 from lab import image_builds as images
 from lab.common import LOGS
+from plugins.module_utils.lock import exclusive
 from tests.integration.sandbox import SYSTEM_PATH, Sandbox, SandboxError
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
@@ -485,7 +485,7 @@ def _running(create: Callable[[Path, Path], AnyServer]) -> Iterator[AnyServer]:
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        stack.enter_context(_locked(directory))
+        stack.enter_context(exclusive(directory, 0))
         server = create(directory, logs / f"{directory.name}.log")
         root = images.root_path(server.image)
         if not root.is_dir():
@@ -507,7 +507,7 @@ def _remove_leftovers() -> None:
     """Remove what a killed process left: directories that nobody has locked, logs of old."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         # A moment passes between making a directory and locking it.
-        with suppress(OSError), _locked(path):
+        with suppress(OSError), exclusive(path, 0):
             if time.time() - path.stat().st_mtime < _LEFTOVER_SECONDS:
                 continue
             shutil.rmtree(path, ignore_errors=True)
@@ -515,17 +515,6 @@ def _remove_leftovers() -> None:
         with suppress(OSError):
             if time.time() - log.stat().st_mtime > _LOG_SECONDS:
                 log.unlink()
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory; BlockingIOError when another process does."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _free_port() -> int:

@@ -160,13 +160,17 @@ def test_what_left_takes_its_files_and_directories_with_it(host: Host, tmp_path:
 
 def test_a_second_run_waits_for_the_first_and_says_for_whom(tmp_path: Path) -> None:
     code = (
-        LOADER + "import time\n"
+        LOADER + "import sys\n"
         "from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import locked\n"
         f"with locked('example', directory={str(tmp_path)!r}):\n"
-        " print('held', flush=True); time.sleep(60)"
+        " print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         started = time.monotonic()
