@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lab import mirror
 from lab.common import CACHE, LOGS, LabError, Progress, remove_tree, run
+from plugins.module_utils.atomic import replace_link
 from plugins.module_utils.lock import exclusive
 
 BASES = CACHE / "bases"
@@ -177,10 +178,7 @@ def _build(suite: str, progress: Progress) -> None:
 def _link(suite: str, name: str) -> None:
     link = BASES / suite
     if not link.is_symlink() or os.readlink(link) != name:
-        partial = BASES / f".{suite}.link"
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(name)
-        partial.replace(link)
+        replace_link(link, name)
         (BASES / f"{suite}.json").write_text(json.dumps(_recipe(suite), indent=2) + "\n")
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from plugins.module_utils.atomic import replace_file
+
 Progress = Callable[[str], None]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -91,12 +93,7 @@ def write_if_changed(path: Path, content: str, mode: int = 0o644) -> bool:
                 return False
     except (OSError, UnicodeDecodeError):
         pass
-    partial = path.with_name(f".{path.name}.lab-{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-    with open(descriptor, "w", encoding="utf-8") as stream:
-        os.fchmod(stream.fileno(), mode)
-        stream.write(content)
-    partial.replace(path)
+    replace_file(path, content, mode, durable=False)
     return True
 
 

@@ -29,6 +29,7 @@ from typing import NotRequired, Self, TypedDict
 from lab import bases, mirror, registry
 from lab.common import CACHE, LOGS, LabError, Progress
 from lab.topology import REGISTRY_ADDRESS, REGISTRY_PORT
+from plugins.module_utils.atomic import replace_file
 from plugins.module_utils.lock import exclusive
 
 # In the order of building: what takes longest comes first.
@@ -432,10 +433,8 @@ def _read_records() -> dict[str, Record]:
 
 
 def _write_records(records: dict[str, Record]) -> None:
-    path = _records_path()
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(records, indent=2, sort_keys=True) + "\n")
-    partial.rename(path)
+    text = json.dumps(records, indent=2, sort_keys=True) + "\n"
+    replace_file(_records_path(), text, 0o644, durable=False)
 
 
 def _locked(progress: Progress) -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.parsing.vault import VaultLib, VaultSecret
 
+from plugins.module_utils.atomic import replace_file
 from plugins.module_utils.lock import exclusive
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -164,7 +165,8 @@ class Vault:
                 "password back (or name its file in PRIME_SPARK_VAULT_PASSWORD_FILE), or delete "
                 "the vault file to have all secrets made anew"
             )
-        write_private(self.password_file, secrets.token_urlsafe(48).encode() + b"\n")
+        self.password_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_file(self.password_file, secrets.token_urlsafe(48) + "\n")
         return True
 
     def read(self) -> dict[str, str]:
@@ -187,7 +189,7 @@ class Vault:
         """Replace the vault in one step."""
         library = self._library()
         text = yaml.safe_dump(known, sort_keys=True).encode()
-        write_private(self.path, library.encrypt(text, library.secrets[0][1], vault_id=self.id))
+        replace_file(self.path, library.encrypt(text, library.secrets[0][1], vault_id=self.id))
 
     def _library(self) -> Any:
         # Through the script that ansible itself asks, so that both always agree.
@@ -204,18 +206,6 @@ class Vault:
 def new_secret() -> str:
     """Letters and digits only: secrets end up in JAAS strings and ACL files."""
     return secrets.token_hex(24)
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(path)
 
 
 def _lab_directory() -> Path:

@@ -12,6 +12,8 @@ import json
 import os
 from typing import Any
 
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
+
 ROLE_DIR = "/var/lib/prime-spark/roles"
 # Gone after a boot, and rightly: what a run noted before it is not sealed by one after it.
 NOTES_DIR = "/run/prime-spark/roles"
@@ -46,13 +48,7 @@ def load(path: str) -> dict[str, Any]:
 def write_private(path: str, content: dict[str, Any]) -> None:
     """Replace a JSON file in one step, for root alone: notes may hold what a database is asked."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    temporary = f"{path}.new"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=1, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(temporary, path)
+    replace_file(path, json.dumps(content, indent=1, sort_keys=True))
 
 
 def note(

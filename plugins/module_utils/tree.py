@@ -20,6 +20,7 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import (
     OWNER_ARGUMENTS,
     note,
@@ -178,34 +179,6 @@ def read(path: str) -> bytes | None:
         return None
     except IsADirectoryError:
         raise TreeError(f"{path} is a directory, but a file is wanted there") from None
-
-
-def write_atomically(file: File) -> None:
-    """Replace the file in one step; a crash leaves the old one or the new one, never a part."""
-    directory = os.path.dirname(file.path)
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".prime-spark-")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(file.content)
-            stream.flush()
-            os.fsync(stream.fileno())
-            os.fchown(stream.fileno(), uid_of(file.owner), gid_of(file.group))
-            os.fchmod(stream.fileno(), file.mode)
-        os.rename(temporary, file.path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-
-
-def switch_link(path: str, target: str) -> None:
-    """Point a symbolic link elsewhere in one step."""
-    temporary = f"{path}.prime-spark-new"
-    if os.path.lexists(temporary):
-        os.unlink(temporary)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.symlink(target, temporary)
-    os.rename(temporary, path)
 
 
 def tree_files(params: dict[str, Any]) -> list[File]:
@@ -455,7 +428,8 @@ class Tree:
             self.save(files=sorted(known | {file.path for file in self.files}))
         for file in found.write:
             os.makedirs(os.path.dirname(file.path), exist_ok=True)
-            write_atomically(file)
+            owner = uid_of(file.owner), gid_of(file.group)
+            replace_file(file.path, file.content, file.mode, owner)
         for file in found.attributes:
             os.chown(file.path, uid_of(file.owner), gid_of(file.group))
             os.chmod(file.path, file.mode)
@@ -499,8 +473,7 @@ class Tree:
         if record == self.record:
             return
         os.makedirs(os.path.dirname(self.record_path), mode=0o755, exist_ok=True)
-        content = json.dumps(record, indent=1, sort_keys=True).encode()
-        write_atomically(File(self.record_path, content, "root", "root", 0o600, False))
+        replace_file(self.record_path, json.dumps(record, indent=1, sort_keys=True))
         self.record = record
 
     @property

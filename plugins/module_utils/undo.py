@@ -12,15 +12,16 @@ import os
 from contextlib import AbstractContextManager
 from typing import Any
 
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import (
+    replace_file,
+    replace_link,
+)
 from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     Difference,
-    File,
     Tree,
     TreeError,
     read,
-    switch_link,
-    write_atomically,
 )
 
 LOCK_DIR = "/run/prime-spark/locks"
@@ -90,11 +91,10 @@ class Before:
                 continue
             os.makedirs(os.path.dirname(path), exist_ok=True)
             content = base64.b64decode(old["content"])
-            owner, group = str(old["uid"]), str(old["gid"])
-            write_atomically(File(path, content, owner, group, old["mode"], False))
+            replace_file(path, content, old["mode"], (old["uid"], old["gid"]))
         for path, target in self.links.items():
             if target is not None:
-                switch_link(path, target)
+                replace_link(path, target)
 
 
 def noted(tree: Tree) -> Before | None:
@@ -118,9 +118,8 @@ def remember(tree: Tree, found: Difference, links: list[str]) -> Before | None:
     if (older := noted(tree)) is not None:
         before.files.update(older.files)
         before.links.update(older.links)
-    content = json.dumps(dataclasses.asdict(before)).encode()
     os.makedirs(os.path.dirname(tree.before_path), exist_ok=True)
-    write_atomically(File(tree.before_path, content, "root", "root", 0o600, True))
+    replace_file(tree.before_path, json.dumps(dataclasses.asdict(before)))
     return before
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import subprocess
-import tempfile
 from typing import Any
 
 PRIVATE_KEY = "/etc/wireguard/private.key"
@@ -331,22 +330,6 @@ def read_text(path: str) -> str | None:
             return handle.read()
     except FileNotFoundError:
         return None
-
-
-def write_private(path: str, content: str, mode: int = 0o600) -> None:
-    """Replace a root-owned file in one step; at no moment is it readable by others."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".prime-spark-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            os.fchmod(stream.fileno(), mode)
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
 
 
 def known_peers(path: str = KNOWN_PEERS) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from typing import Any
 
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     HEADER,
     KNOWN_PEERS,
@@ -26,7 +27,6 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import
     run,
     running_interface,
     sections,
-    write_private,
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard_plan import (
     Plan,
@@ -115,14 +115,14 @@ class Host:
     def record_applied(self, text: str) -> None:
         interface, peers = sections(text)
         os.makedirs(os.path.dirname(self.paths.applied), mode=0o755, exist_ok=True)
-        write_private(self.paths.applied, json.dumps({"interface": interface, "peers": peers}))
+        replace_file(self.paths.applied, json.dumps({"interface": interface, "peers": peers}))
 
     def validate(self, text: str) -> None:
         """Raises when wg-quick cannot read the file."""
         directory = tempfile.mkdtemp(prefix="prime-spark-wg-", dir="/run")
         try:
             path = os.path.join(directory, f"{self.name}.conf")
-            write_private(path, text)
+            replace_file(path, text)
             run(["wg-quick", "strip", path])
         finally:
             shutil.rmtree(directory)
@@ -221,7 +221,7 @@ class Host:
 
     def restart(self, config: Config, running: Running | None) -> None:
         self.stop()
-        write_private(self.paths.config, config.text())
+        replace_file(self.paths.config, config.text())
         self.start()
         # A peer that calls this host would need up to 40 s to notice that the session is gone.
         called = {peer.public_key for peer in config.peers if not peer.endpoint}
@@ -260,7 +260,7 @@ class Host:
         text = config.text()
         if before is not None and HEADER not in before:
             # Taken over from somebody: their peers may be needed again.
-            write_private(f"{self.paths.config}.before-prime-spark", before)
+            replace_file(f"{self.paths.config}.before-prime-spark", before)
         if plan.action in ("start", "restart"):
             self.restart(config, running)
         else:
@@ -268,7 +268,7 @@ class Host:
                 if self.applied() is None and before is not None:
                     # What runs is the old file: a run that dies here must not hide that.
                     self.record_applied(before)
-                write_private(self.paths.config, text)
+                replace_file(self.paths.config, text)
             if plan.action == "sync":
                 self.sync(config)
         self.record_applied(text)

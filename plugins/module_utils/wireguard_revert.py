@@ -17,12 +17,12 @@ import time
 from contextlib import AbstractContextManager
 from typing import Any
 
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
 from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     WireGuardError,
     read_text,
     run,
-    write_private,
 )
 
 DIRECTORY = "/etc/wireguard/revert"
@@ -156,8 +156,8 @@ def arm(state: dict[str, Any], program: str, seconds: int) -> dict[str, Any]:
     os.makedirs(parent, mode=0o700, exist_ok=True)
     temporary = tempfile.mkdtemp(dir=parent, prefix=".revert-")
     try:
-        write_private(os.path.join(temporary, "revert"), program, 0o700)
-        write_private(os.path.join(temporary, "state.json"), json.dumps(kept))
+        replace_file(os.path.join(temporary, "revert"), program, 0o700)
+        replace_file(os.path.join(temporary, "state.json"), json.dumps(kept))
         if os.path.isdir(DIRECTORY):
             for leaf in ("revert", "state.json"):
                 os.rename(os.path.join(temporary, leaf), os.path.join(DIRECTORY, leaf))
@@ -167,7 +167,7 @@ def arm(state: dict[str, Any], program: str, seconds: int) -> dict[str, Any]:
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    write_private(BOOT_UNIT, BOOT_UNIT_TEXT.format(name=kept["interface"]), 0o644)
+    replace_file(BOOT_UNIT, BOOT_UNIT_TEXT.format(name=kept["interface"]), 0o644)
     os.makedirs(os.path.dirname(BOOT_LINK), exist_ok=True)
     if not os.path.lexists(BOOT_LINK):
         os.symlink(BOOT_UNIT, BOOT_LINK)

@@ -100,6 +100,7 @@ import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_link
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import note
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     TREE_ARGUMENTS,
@@ -108,7 +109,6 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     TreeModule,
     is_there,
     remove_path,
-    switch_link,
     unit_files,
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import (
@@ -226,7 +226,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     try:
         tree.apply(found)
         for path, target in links.items():
-            switch_link(path, target)
+            replace_link(path, target)
         if unread:
             run(["systemctl", "daemon-reload"])
         if acting and (stale or restart or disabled):

@@ -46,26 +46,13 @@ changes:
 
 import hashlib
 import os
-import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
 
 SUFFIX = ".pub"
-
-
-def write(path: str, text: str) -> None:
-    """Replace the file in one step, readable for everybody."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".new-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            os.fchmod(stream.fileno(), 0o644)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def synchronize(
@@ -88,7 +75,7 @@ def synchronize(
         changes.append(f"accept {host}")
         if not check_mode:
             os.makedirs(directory, mode=0o755, exist_ok=True)
-            write(path, text)
+            replace_file(path, text, 0o644)
     for name in sorted(present):
         # What an interrupted run left begins with a dot.
         if name.removesuffix(SUFFIX) not in hosts:

@@ -117,6 +117,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
 
 CLONE_NEWNS = 0x00020000
@@ -401,9 +402,7 @@ class Mount:
     def record_applied(self) -> None:
         os.makedirs(os.path.dirname(self.applied_path), mode=0o755, exist_ok=True)
         # For root alone: a password's hash is part of it.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        with open(os.open(self.applied_path, flags, 0o600), "w", encoding="utf-8") as handle:
-            handle.write(self.wanted_fingerprint() + "\n")
+        replace_file(self.applied_path, self.wanted_fingerprint() + "\n")
 
     def mount(self) -> None:
         timeout = self.params["timeout"] + 10

@@ -67,13 +67,14 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import (
+    replace_file,
+    replace_link,
+)
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     RECORD_DIR,
-    File,
     TreeError,
     read,
-    switch_link,
-    write_atomically,
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import locked
 from ansible_collections.prime_spark.fleet.plugins.module_utils.units import (
@@ -172,8 +173,7 @@ def owe_restart(service: str, release: str, record_dir: str = RECORD_DIR) -> Non
     record = json.loads(read(path) or b"{}")
     if record:
         record["applied"] = f"rolled back to {release}"
-        content = json.dumps(record, indent=1, sort_keys=True).encode()
-        write_atomically(File(path, content, "root", "root", 0o600, False))
+        replace_file(path, json.dumps(record, indent=1, sort_keys=True))
 
 
 def switch(params: dict[str, Any], releases: list[dict[str, Any]], check: bool) -> tuple[bool, str]:
@@ -193,13 +193,13 @@ def switch(params: dict[str, Any], releases: list[dict[str, Any]], check: bool) 
     before = os.readlink(link) if os.path.islink(link) else None
     health = gate(config, params["health_timeout"])
     owe_restart(service, wanted)
-    switch_link(link, path)
+    replace_link(link, path)
     try:
         start(units, health)
     except (TreeError, OSError) as error:
         if before is None:
             raise
-        switch_link(link, before)
+        replace_link(link, before)
         try:
             start(units, health)
         except (TreeError, OSError) as second:

@@ -117,6 +117,7 @@ import signal
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     PRIVATE_KEY,
@@ -128,7 +129,6 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import
     read_text,
     run,
     running_interface,
-    write_private,
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard_host import Host
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard_plan import (
@@ -273,7 +273,7 @@ def compare_and_apply(module: AnsibleModule, host: Host, private: str) -> dict[s
         try:
             host.apply(plan, config, before, running)
             os.chmod(host.paths.config, 0o600)
-            write_private(host.paths.peers, record)
+            replace_file(host.paths.peers, record)
             if unread:
                 run(["systemctl", "daemon-reload"])
             if not enabled:

@@ -57,6 +57,7 @@ import os
 import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import path_state
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
@@ -68,7 +69,6 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import
     private_key_in,
     public_key_of,
     read_text,
-    write_private,
 )
 
 PROBE = "pswgprobe"
@@ -124,7 +124,7 @@ def main() -> None:
                 )
                 private = private_key_in(config or "") or generate_private_key()
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-                write_private(path, f"{private}\n")
+                replace_file(path, f"{private}\n")
         elif private is not None and module.params["state"] == "present":
             status = os.stat(path)
             if (status.st_mode & 0o777, status.st_uid) != (0o600, 0):

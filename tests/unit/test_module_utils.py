@@ -1,10 +1,14 @@
-"""What modules, plugins, the lab and the tools share: the lock."""
+"""What modules, plugins, the lab and the tools share: locks and what is replaced in one step."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import (
+    replace_file,
+    replace_link,
+)
 from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
 
 
@@ -27,3 +31,30 @@ def test_a_lock_does_not_follow_a_link_to_a_file_of_somebody_else(tmp_path: Path
     with pytest.raises(OSError), exclusive(tmp_path / "lock"):
         pass
     assert precious.read_text() == "as it was"
+
+
+def test_who_reads_while_a_file_is_replaced_reads_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with path.open() as reader:
+        replace_file(path, "new", 0o640)
+        assert reader.read() == "old"
+    assert (path.read_text(), path.stat().st_mode & 0o7777) == ("new", 0o640)
+    replace_file(path, b"private")
+    assert (path.read_bytes(), path.stat().st_mode & 0o7777) == (b"private", 0o600)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_file(tmp_path / "directory", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+
+
+def test_a_link_is_replaced_also_after_a_run_that_was_killed(tmp_path: Path) -> None:
+    link = tmp_path / "new" / "current"
+    replace_link(link, "old")
+    (tmp_path / "new/current.prime-spark-new").symlink_to("half")
+    replace_link(link, "release")
+    assert [(path, path.readlink()) for path in link.parent.iterdir()] == [(link, Path("release"))]
