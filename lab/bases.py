@@ -64,10 +64,7 @@ _APT_SETTINGS = (
 @functools.cache
 def sources(suite: str) -> tuple[str, ...]:
     """`deb` lines for a suite, from the machine's own apt sources."""
-    try:
-        return tuple(mirror.debian_sources(suite))
-    except (mirror.MirrorError, subprocess.CalledProcessError) as error:
-        raise LabError(str(error)) from error
+    return tuple(mirror.debian_sources(suite))
 
 
 @functools.cache

@@ -58,6 +58,7 @@ from lab.common import (
 )
 from lab.topology import GIB, HOSTS, MIB, SUITES, Host
 from plugins.module_utils.lock import exclusive
+from plugins.module_utils.process import TIMED_OUT, attempt
 
 _SSH_SECONDS = 90
 _DOWN_SECONDS = 90
@@ -218,12 +219,7 @@ def _boot_id(host: Host) -> str | None:
     """The host's boot id over SSH; None while it does not answer."""
     options = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=3")
     command = [*ssh_command(host, *options), "cat /proc/sys/kernel/random/boot_id"]
-    try:
-        result = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=15
-        )
-    except subprocess.TimeoutExpired:
-        return None
+    result = attempt(command, timeout=15)
     return result.stdout.strip() if result.returncode == 0 else None
 
 
@@ -311,19 +307,12 @@ def _wait_for_hosts(names: Sequence[str], steps: Steps, *, started: bool = False
 
 def _wait_for_units(host: Host, progress: Progress) -> None:
     command = [*ssh_command(host, "-o", "BatchMode=yes"), "systemctl is-system-running --wait"]
-    try:
-        result = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_UNITS_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
+    result = attempt(command, timeout=_UNITS_SECONDS)
+    if result.returncode == TIMED_OUT:
         raise LabError(
             f"{host.name} still starts units after {_UNITS_SECONDS} s: see "
             f"`python3 -m lab ssh {host.name} systemctl list-jobs`"
-        ) from None
+        )
     progress(f"{host.name}: {result.stdout.strip() or result.stderr.strip()}")
 
 

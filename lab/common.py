@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
+from plugins.module_utils import process
 from plugins.module_utils.atomic import replace_file
 
 Progress = Callable[[str], None]
@@ -62,25 +62,16 @@ def read_owner() -> Owner | None:
     return owner
 
 
-def run(
-    argv: Sequence[str | os.PathLike[str]], *, stdin: str | None = None, check: bool = True
-) -> subprocess.CompletedProcess[str]:
+def run(argv: process.Argv, *, stdin: str = "", check: bool = True) -> process.Finished:
     """Run a command, capture its output; a failure becomes a LabError that quotes it."""
     try:
-        result = subprocess.run(
-            argv,
-            input=stdin,
-            stdin=None if stdin is not None else subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
+        result = process.finish(argv, stdin=stdin)
     except FileNotFoundError as error:
         raise LabError(f"{argv[0]} is not installed: run lab/install-tools") from error
     if check and result.returncode != 0:
         command = " ".join(map(str, argv))
-        output = (result.stderr or result.stdout).strip()
-        raise LabError(f"`{command}` failed with {result.returncode}: {output}")
+        said = process.said(result)
+        raise LabError(f"`{command}` failed with {result.returncode}: {said}")
     return result
 
 

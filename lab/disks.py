@@ -24,7 +24,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 import uuid
@@ -42,6 +41,7 @@ from lab.common import (
     run,
     write_if_changed,
 )
+from plugins.module_utils.process import finish
 
 VOLUMES = DISKS / "volumes"
 SNAPSHOTS = DISKS / "snapshots"
@@ -215,13 +215,8 @@ def check_name(name: str) -> None:
 
 def apart(*arguments: str) -> Any:
     """Run a command of `main` while the lab is down, in a mount namespace that ends with it."""
-    result = subprocess.run(
-        ["unshare", "--mount", sys.executable, "-m", "lab.disks", *arguments],
-        cwd=CHECKOUT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    argv = ["unshare", "--mount", sys.executable, "-m", "lab.disks", *arguments]
+    result = finish(argv, cwd=CHECKOUT)
     if result.returncode != 0:
         error = NoSnapshotError if result.returncode == NO_SNAPSHOT_STATUS else LabError
         raise error(result.stderr.strip())

@@ -6,9 +6,8 @@ No mirror is named here: whatever this machine installs from is reachable from i
 from __future__ import annotations
 
 import functools
-import subprocess
 
-from lab.common import LabError
+from lab.common import LabError, run
 
 _FORMAT = "$(ORIGIN)|$(LABEL)|$(CODENAME)|$(COMPONENT)|$(REPO_URI)"
 
@@ -28,12 +27,7 @@ def debian_sources(suite: str) -> list[str]:
 
 @functools.cache
 def _listing() -> str:
-    return subprocess.run(
-        ["apt-get", "indextargets", "--format", _FORMAT, "Created-By: Packages"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    return run(["apt-get", "indextargets", "--format", _FORMAT, "Created-By: Packages"]).stdout
 
 
 def sources_from_listing(listing: str, suite: str) -> list[str]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.common import LabError
+from lab.common import LabError, run
 
 _LISTENING = re.compile(r'msg="listening on ([0-9.]+:[0-9]+)"')
 _START_SECONDS = 15
@@ -85,14 +85,7 @@ def collect_garbage(storage: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="prime-spark-registry-") as directory:
         path = Path(directory) / "config.yml"
         path.write_text(config)
-        result = subprocess.run(
-            ["docker-registry", "garbage-collect", "--delete-untagged", str(path)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-    if result.returncode != 0:
-        raise RegistryError(f"docker-registry garbage-collect failed:\n{result.stderr[-2000:]}")
+        run(["docker-registry", "garbage-collect", "--delete-untagged", path])
 
 
 def wait_until_listening(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import finish, said
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import ROOT
 
 # Part of every release's hash: raise it when the way of building or installing changes.
@@ -117,12 +117,12 @@ def release_hash(source: str, lock: str, target: str) -> str:
 
 
 def run(argv: list[str], what: str) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = finish(argv)
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()
-        if len(said) > 2000:
-            said = f"{said[:1000]}\n...\n{said[-1000:]}"
-        raise AnsibleActionFail(f"{what} failed on the controller: {said}")
+        why = said(done)
+        if len(why) > 2000:
+            why = f"{why[:1000]}\n...\n{why[-1000:]}"
+        raise AnsibleActionFail(f"{what} failed on the controller: {why}")
 
 
 def file_digest(path: str) -> str:

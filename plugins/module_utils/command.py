@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from typing import Any
+
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import run
 
 
 class CommandError(Exception):
@@ -47,24 +48,17 @@ def execute(params: dict[str, Any], stage: str, check_mode: bool) -> list[str]:
         key: str(value).replace("{stage}", stage) for key, value in params["environment"].items()
     }
     shown = " ".join(word.replace("{stage}", "") for word in words)
+    said = run(
+        argv,
+        CommandError,
+        shown=shown,
+        remedy="run the role without --check",
+        stdin=params["stdin"] or "",
+        env={**os.environ, **environment},
+        timeout=params["timeout"],
+        cwd="/",
+    )
     try:
-        done = subprocess.run(
-            argv,
-            input=params["stdin"] or "",
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, **environment},
-            timeout=params["timeout"],
-            cwd="/",
-        )
-    except FileNotFoundError:
-        raise CommandError(f"{argv[0]} is not installed: run the role without --check") from None
-    except subprocess.TimeoutExpired:
-        raise CommandError(f"`{shown}` did not end within {params['timeout']} s") from None
-    if done.returncode != 0:
-        raise CommandError(f"`{shown}` failed: {(done.stderr or done.stdout).strip()}")
-    try:
-        return changes_in(done.stdout, params["changed_prefix"])
+        return changes_in(said, params["changed_prefix"])
     except CommandError as error:
         raise CommandError(f"`{shown}`: {error}") from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
+
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
 
 
 def has_filesystem(listing: str, name: str) -> bool:
@@ -20,4 +21,4 @@ def kernel_has(filesystem: str, driver: str, load: bool = False) -> bool:
     if modprobe is None:
         return False
     argv = [modprobe, "-q", *([] if load else ["-n"]), driver]
-    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+    return attempt(argv).returncode == 0

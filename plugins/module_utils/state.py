@@ -31,6 +31,7 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import (
     write_private,
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.ping import ping
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     RECORD_DIR,
     account,
@@ -56,15 +57,7 @@ ENABLED = ("enabled", "static", "indirect")
 UNSURE = "unsure: "
 PINGS = 3
 MOUNT_SECONDS = 8.0
-
-
-def output(argv: list[str], timeout: float = 60) -> tuple[int, str]:
-    """Exit status and standard output; 127 where the program is not there."""
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return 127, ""
-    return done.returncode, done.stdout
+LOOK_SECONDS = 60
 
 
 # --- files, directories and links -------------------------------------------------------------
@@ -166,7 +159,7 @@ def look_at_packages(packages: Things) -> Found:
     """Installed; which version is none of a role's business."""
     names = sorted(packages)
     argv = ["dpkg-query", "--show", "--showformat=${Package} ${Status}\n", "--", *names]
-    _, said = output(argv)
+    said = attempt(argv, timeout=LOOK_SECONDS).stdout
     installed = {line.split()[0] for line in said.splitlines() if line.endswith(" ok installed")}
     return {n: [] if n in installed else [f"package {n} is not installed"] for n in names}
 
@@ -206,14 +199,15 @@ def look_at_paths(paths: Things) -> Found:
 
 def running_projects() -> dict[str, dict[str, str]] | None:
     """Project and service to the hash and state of its container; None without Docker."""
-    status, listed = output(
+    done = attempt(
         ["docker", "ps", "--all", "--no-trunc", "--format", "{{json .}}", "--filter",
-         "label=com.docker.compose.project"]
+         "label=com.docker.compose.project"],
+        timeout=LOOK_SECONDS,
     )  # fmt: skip
-    if status != 0:
+    if done.returncode != 0:
         return None
     found: dict[str, dict[str, str]] = {}
-    for line in listed.splitlines():
+    for line in done.stdout.splitlines():
         entry = json.loads(line)
         labels = dict(item.partition("=")[::2] for item in entry["Labels"].split(","))
         state = "unhealthy" if "(unhealthy)" in entry["Status"] else entry["State"]

@@ -15,7 +15,6 @@ import os
 import pwd
 import shutil
 import stat
-import subprocess
 import tempfile
 from typing import Any
 
@@ -26,6 +25,7 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import (
     note,
     unseal,
 )
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import finish, said
 
 RECORD_DIR = "/var/lib/prime-spark/trees"
 # Where drop-ins of a unit lie: an administrator's, `systemctl edit --runtime`, `set-property`.
@@ -405,12 +405,12 @@ class Tree:
                 argv = [str(word).replace("{stage}", stage) for word in validator]
                 if shutil.which(argv[0]) is None:
                     continue
-                done = subprocess.run(argv, capture_output=True, text=True, check=False)
+                done = finish(argv)
                 if done.returncode != 0:
-                    said = (done.stderr or done.stdout).strip().replace(stage, "")
                     raise TreeError(
                         f"the new configuration of {self.name} is not valid; nothing was changed. "
-                        f"`{' '.join(str(w) for w in validator)}` said: {said}"
+                        f"`{' '.join(str(w) for w in validator)}` said: "
+                        f"{said(done).replace(stage, '')}"
                     )
 
     def apply(self, found: Difference) -> None:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import subprocess
 import time
 import urllib.error
 import urllib.request
 from typing import Any
 
+from ansible_collections.prime_spark.fleet.plugins.module_utils import process
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import TreeError
 
-
-def run(argv: list[str]) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise TreeError(f"`{' '.join(argv)}` failed: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
+run = functools.partial(process.run, error=TreeError)
 
 
 def printed(argv: list[str]) -> str:
     """A digest of what a command prints; empty where it fails or is not there."""
-    try:
-        done = subprocess.run([str(word) for word in argv], capture_output=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return hashlib.sha256(done.stdout).hexdigest() if done.returncode == 0 else ""
+    done = process.attempt([str(word) for word in argv])
+    return hashlib.sha256(done.stdout.encode()).hexdigest() if done.returncode == 0 else ""
 
 
 def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
@@ -34,12 +27,7 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
     if not units:
         return {}
     wanted = "Id,ActiveState,UnitFileState,NeedDaemonReload,LoadState"
-    done = subprocess.run(
-        ["systemctl", "show", "--property", wanted, "--", *units],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = process.attempt(["systemctl", "show", "--property", wanted, "--", *units])
     blocks = [
         dict(line.partition("=")[::2] for line in block.splitlines())
         for block in done.stdout.strip().split("\n\n")
@@ -49,13 +37,8 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
 
 
 def journal(unit: str) -> str:
-    done = subprocess.run(
-        ["journalctl", "--unit", unit, "--lines", "15", "--no-pager", "--output", "cat"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip()
+    argv = ["journalctl", "--unit", unit, "--lines", "15", "--no-pager", "--output", "cat"]
+    return process.attempt(argv).stdout.strip()
 
 
 def failing(body: str) -> set[str]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-import subprocess
 from typing import Any
+
+from ansible_collections.prime_spark.fleet.plugins.module_utils import process
 
 PRIVATE_KEY = "/etc/wireguard/private.key"
 KNOWN_PEERS = "/etc/wireguard/peers.json"
@@ -298,20 +300,9 @@ def peer_differences(wanted: tuple[Peer, ...], running: dict[str, RunningPeer]) 
     return changes
 
 
-def run(argv: list[str], timeout: float = 60, stdin: str | None = None) -> str:
-    """Run a command; the error shows what it printed, never what it was given on stdin."""
-    try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, check=False, timeout=timeout, input=stdin
-        )
-    except FileNotFoundError:
-        raise WireGuardError(f"{argv[0]} is not installed: run the tag wireguard first") from None
-    except subprocess.TimeoutExpired:
-        raise WireGuardError(f"`{' '.join(argv)}` did not end within {timeout:.0f} s") from None
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()
-        raise WireGuardError(f"`{' '.join(argv)}` failed: {said}")
-    return done.stdout
+run = functools.partial(
+    process.run, error=WireGuardError, timeout=60, remedy="run the tag wireguard first"
+)
 
 
 def running_interface(name: str) -> Running | None:
@@ -375,7 +366,7 @@ def observed(name: str, forward_rule: list[str]) -> dict[str, str]:
         seen[f"peer {names.get(key, key)}"] = f"{key} {text}"
     if forward_rule:
         rule = ["iptables", "-w", "-C", *forward_rule]
-        there = subprocess.run(rule, capture_output=True, check=False).returncode == 0
+        there = process.attempt(rule).returncode == 0
         forwards = (read_text("/proc/sys/net/ipv4/ip_forward") or "0").strip()
         seen["forwarding"] = f"{there} {forwards}"
     return seen

@@ -7,12 +7,13 @@ import ipaddress
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from typing import Any
 
 from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
+from ansible_collections.prime_spark.fleet.plugins.module_utils.units import journal
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     HEADER,
     KNOWN_PEERS,
@@ -66,13 +67,8 @@ class Host:
         self.unit = f"wg-quick@{self.name}.service"
 
     def unit_property(self, name: str) -> str:
-        done = subprocess.run(
-            ["systemctl", "show", "--property", name, "--value", "--", self.unit],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.stdout.strip()
+        argv = ["systemctl", "show", "--property", name, "--value", "--", self.unit]
+        return attempt(argv).stdout.strip()
 
     def facts(self, config: Config) -> dict[str, Any]:
         shown = json.loads(run(["ip", "-json", "address", "show", "dev", self.name]))
@@ -83,9 +79,7 @@ class Host:
         ]
         forwarding = False
         if config.forward:
-            rule = subprocess.run(
-                ["iptables", "-w", "-C", *config.forward_rule()], capture_output=True, check=False
-            )
+            rule = attempt(["iptables", "-w", "-C", *config.forward_rule()])
             allowed = (read_text("/proc/sys/net/ipv4/ip_forward") or "0").strip()
             forwarding = rule.returncode == 0 and allowed == "1"
         return {
@@ -190,34 +184,25 @@ class Host:
         """Stop by the file that started it, so that its own PostDown is what runs."""
         if self.unit_property("ActiveState") in ("active", "activating", "reloading"):
             run(["systemctl", "stop", self.unit])
-        if os.path.exists(f"/sys/class/net/{self.name}"):
-            # Someone else's interface, or one whose service forgot it.
-            down = subprocess.run(["wg-quick", "down", self.name], capture_output=True, check=False)
-            if down.returncode != 0:
-                run(["ip", "link", "delete", "dev", self.name])
+        left = os.path.exists(f"/sys/class/net/{self.name}")
+        # Someone else's interface, or one whose service forgot it.
+        if left and attempt(["wg-quick", "down", self.name]).returncode != 0:
+            run(["ip", "link", "delete", "dev", self.name])
 
     def start(self) -> None:
         try:
-            for attempt in range(5):
-                subprocess.run(
-                    ["systemctl", "reset-failed", self.unit], capture_output=True, check=False
-                )
+            for tried in range(5):
+                attempt(["systemctl", "reset-failed", self.unit])
                 try:
                     run(["systemctl", "start", self.unit])
                     return
                 except WireGuardError:
                     # On a busy host wireguard-go is asked before it listens, and wg-quick gives up.
-                    if attempt == 4 or shutil.which("wireguard-go") is None:
+                    if tried == 4 or shutil.which("wireguard-go") is None:
                         raise
-                    time.sleep(0.5 * (attempt + 1))
+                    time.sleep(0.5 * (tried + 1))
         except WireGuardError as error:
-            journal = subprocess.run(
-                ["journalctl", "-u", self.unit, "-n", "12", "--no-pager", "-o", "cat"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            raise WireGuardError(f"{error}\n{journal.stdout.strip()}") from None
+            raise WireGuardError(f"{error}\n{journal(self.unit)}") from None
 
     def restart(self, config: Config, running: Running | None) -> None:
         self.stop()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ from typing import Any
 
 from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
 from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     WireGuardError,
     read_text,
@@ -211,8 +211,8 @@ def _sync_directory(path: str) -> None:
 
 def _stop_timer() -> None:
     for unit in (f"{UNIT}.timer", f"{UNIT}.service"):
-        subprocess.run(["systemctl", "stop", unit], capture_output=True, check=False)
-        subprocess.run(["systemctl", "reset-failed", unit], capture_output=True, check=False)
+        attempt(["systemctl", "stop", unit])
+        attempt(["systemctl", "reset-failed", unit])
 
 
 def disarm() -> None:

@@ -92,7 +92,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 import urllib.error
@@ -102,6 +101,13 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import (
+    NOT_FOUND,
+    attempt,
+    finish,
+    run,
+    said,
+)
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     TREE_ARGUMENTS,
     Difference,
@@ -156,20 +162,14 @@ RELOAD_SECONDS = 30
 
 def docker(*words: str, check: bool = True) -> str:
     """Run ``docker``; what it printed."""
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
-    if check and done.returncode != 0:
-        raise TreeError(f"`docker {' '.join(words)}` failed: {done.stderr.strip()}")
-    return done.stdout
+    argv = ["docker", *words]
+    return run(argv, TreeError) if check else finish(argv).stdout
 
 
 def docker_state() -> str:
     """``missing``, ``down`` or ``up``."""
-    if shutil.which("docker") is None:
-        return "missing"
-    asked = subprocess.run(
-        ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, check=False
-    )
-    return "up" if asked.returncode == 0 else "down"
+    asked = attempt(["docker", "version", "--format", "{{.Server.Version}}"])
+    return {0: "up", NOT_FOUND: "missing"}.get(asked.returncode, "down")
 
 
 def service_of(sentence: str) -> str:
@@ -190,10 +190,10 @@ class Project:
         argv = ["docker", "compose", "--project-name", self.name]
         argv += ["--project-directory", self.directory]
         argv += ["--file", f"{where}/compose.yml", "--env-file", f"{where}/.env", *words]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+        done = finish(argv, cwd="/")
         if check and done.returncode != 0:
-            said = (done.stderr or done.stdout).replace(where, self.directory).strip()
-            raise TreeError(f"`docker compose {' '.join(words)}` of {self.name} failed: {said}")
+            why = said(done).replace(where, self.directory)
+            raise TreeError(f"`docker compose {' '.join(words)}` of {self.name} failed: {why}")
         return done.stdout
 
     def wanted(self, source: str | None = None) -> dict[str, str]:
@@ -262,9 +262,7 @@ class Project:
     def down(self) -> None:
         """Stop and remove containers and networks, also where the project's files are gone."""
         argv = ["docker", "compose", "--project-name", self.name, "down", "--remove-orphans"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
-        if done.returncode != 0:
-            raise TreeError(f"`{' '.join(argv)}` failed: {done.stderr.strip()}")
+        run(argv, TreeError, cwd="/")
         if left := self.networks():
             docker("network", "rm", *left)
 
@@ -338,8 +336,7 @@ def stage(tree: Tree, directory: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def docker_misses(image: str) -> bool:
-    done = subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False)
-    return done.returncode != 0
+    return finish(["docker", "image", "inspect", image]).returncode != 0
 
 
 def validate_in(images: list[dict[str, Any]], source: str, name: str, pull: bool) -> list[str]:
@@ -356,7 +353,7 @@ def validate_in(images: list[dict[str, Any]], source: str, name: str, pull: bool
         argv += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges:true", "--volume"]
         argv += [f"{source}/config/{judge['service']}:{judge['mount']}:ro"]
         argv += ["--entrypoint", program, image, *words]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = finish(argv)
         if done.returncode != 0:
             raise TreeError(
                 f"the new configuration of {name} is not valid; nothing was changed. "

@@ -96,12 +96,12 @@ restarted:
 """
 
 import os
-import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_link
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     TREE_ARGUMENTS,
     Tree,
@@ -271,11 +271,11 @@ def activate(params: dict[str, Any], disabled: list[str], restart: list[str], st
             run([str(word) for word in argv])
     if disabled:
         # A unit of a package that somebody masked cannot be enabled.
-        subprocess.run(["systemctl", "unmask", "--quiet", "--", *disabled], capture_output=True)
+        attempt(["systemctl", "unmask", "--quiet", "--", *disabled])
         run(["systemctl", "enable", "--quiet", "--", *disabled])
     if restart:
         # A unit that gave up earlier (start limit) has to get a fresh chance.
-        subprocess.run(["systemctl", "reset-failed", "--", *restart], capture_output=True)
+        attempt(["systemctl", "reset-failed", "--", *restart])
         try:
             run(["systemctl", "restart", "--", *restart])
         except TreeError as error:
@@ -330,16 +330,14 @@ def absent(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         started = [f"{u.removesuffix('.timer')}.service" for u in units if u.endswith(".timer")]
         if units:
             run(["systemctl", "disable", "--now", "--quiet", "--", *units])
-            subprocess.run(["systemctl", "stop", "--", *started], capture_output=True)
+            attempt(["systemctl", "stop", "--", *started])
         for path in paths:
             remove_path(path)
         for path in tree.empty_directories():
             os.rmdir(path)
         if units:
             run(["systemctl", "daemon-reload"])
-            subprocess.run(
-                ["systemctl", "reset-failed", "--", *units, *started], capture_output=True
-            )
+            attempt(["systemctl", "reset-failed", "--", *units, *started])
         for argv in module.params["apply"]:
             run([str(word) for word in argv])
         tree.forget()

@@ -83,12 +83,12 @@ import glob
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
 from typing import Any
 
 from ansible_collections.prime_spark.fleet.plugins.module_utils.command import CommandError, execute
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     TREE_ARGUMENTS,
     TreeModule,
@@ -115,10 +115,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def project_runs(name: str) -> bool:
     """Whether any container of the compose project runs."""
-    if shutil.which("docker") is None:
-        return False
     argv = ["docker", "ps", "--quiet", "--filter", f"label=com.docker.compose.project={name}"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = attempt(argv)
     return done.returncode == 0 and bool(done.stdout.strip())
 
 

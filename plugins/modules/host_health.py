@@ -106,13 +106,13 @@ import base64
 import json
 import os
 import socket
-import subprocess
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
 
 LIMIT = 15
 # WireGuard makes a new handshake every two minutes while a peer talks.
@@ -124,13 +124,8 @@ FROM device_metrics WHERE time > now() - interval '1 day' GROUP BY 1) newest"""
 
 
 def output(argv: list[str]) -> tuple[int, str]:
-    """Exit status and output; 124 when it took too long."""
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT, check=False)
-    except subprocess.TimeoutExpired:
-        return 124, f"no answer within {LIMIT} s"
-    except FileNotFoundError:
-        return 127, f"{argv[0]} is not installed"
+    """Exit status and output."""
+    done = attempt(argv, timeout=LIMIT)
     return done.returncode, (done.stdout or done.stderr).strip()
 
 

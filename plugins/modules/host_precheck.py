@@ -91,8 +91,6 @@ synchronized:
 import contextlib
 import ipaddress
 import os
-import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +104,7 @@ from ansible.module_utils.facts.system.platform import PlatformFactCollector
 from ansible.module_utils.facts.system.python import PythonFactCollector
 from ansible.module_utils.facts.system.service_mgr import ServiceMgrFactCollector
 from ansible.module_utils.facts.virtual.linux import LinuxVirtualCollector
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
 from ansible_collections.prime_spark.fleet.plugins.module_utils.state import examine, recorded_roles
 
 # Not mounts and not hardware: a dead NAS would hang them. By name, since all collectors together
@@ -282,18 +281,8 @@ def port_problems(ports: list[dict[str, Any]]) -> list[str]:
 
 def synchronized() -> bool | None:
     """What the system says of its clock."""
-    if shutil.which("timedatectl") is None:
-        return None
-    try:
-        done = subprocess.run(
-            ["timedatectl", "show", "--property", "NTPSynchronized", "--value"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return None
+    argv = ["timedatectl", "show", "--property", "NTPSynchronized", "--value"]
+    done = attempt(argv, timeout=5)
     return {"yes": True, "no": False}.get(done.stdout.strip())
 
 

@@ -110,7 +110,6 @@ import re
 import select
 import signal
 import socket
-import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -119,6 +118,11 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt, run
+from ansible_collections.prime_spark.fleet.plugins.module_utils.units import (
+    journal,
+    unit_states,
+)
 
 CLONE_NEWNS = 0x00020000
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
@@ -337,21 +341,10 @@ class Mount:
         self.applied_path = f"/var/lib/prime-spark/nas-{self.params['unit']}"
 
     def systemctl(self, *arguments: str, timeout: float = 60) -> None:
-        argv = ["systemctl", *arguments]
-        try:
-            done = subprocess.run(
-                argv, capture_output=True, text=True, check=False, timeout=timeout
-            )
-        except subprocess.TimeoutExpired:
-            raise NasError(f"`{' '.join(argv)}` did not end within {timeout:.0f} s") from None
-        if done.returncode != 0:
-            raise NasError(f"`{' '.join(argv)}` failed: {done.stderr.strip()}")
+        run(["systemctl", *arguments], NasError, timeout=timeout)
 
     def unit_properties(self, unit: str) -> dict[str, str]:
-        argv = ["systemctl", "show", unit]
-        argv += ["--property", "ActiveState,UnitFileState,NeedDaemonReload"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+        return unit_states([unit])[unit]
 
     def wanted_fingerprint(self) -> str:
         """Of what is wanted, not of what lies on the disk: in check mode that is still the old."""
@@ -391,11 +384,7 @@ class Mount:
         if any(change.startswith("restart") for change in changes):
             self.systemctl("stop", self.mount_unit, self.automount_unit)
         self.systemctl("enable", "--quiet", self.automount_unit)
-        subprocess.run(
-            ["systemctl", "reset-failed", self.mount_unit, self.automount_unit],
-            capture_output=True,
-            check=False,
-        )
+        attempt(["systemctl", "reset-failed", self.mount_unit, self.automount_unit])
         self.systemctl("start", self.automount_unit)
         self.record_applied()
 
@@ -411,9 +400,7 @@ class Mount:
         except NasError as error:
             reason = self.refusal()
             if reason is None:
-                argv = ["journalctl", "-u", self.mount_unit, "-n", "8", "--no-pager", "-o", "cat"]
-                journal = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
-                reason = f"{error}\n{journal.strip()}\n{self.params['hint']}".strip()
+                reason = f"{error}\n{journal(self.mount_unit)}\n{self.params['hint']}".strip()
             raise NasError(reason) from None
 
     def refusal(self) -> str | None:
@@ -421,17 +408,7 @@ class Mount:
         argv, hint = self.params["diagnose"], self.params["hint"]
         if not argv:
             return None
-        try:
-            done = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=self.params["timeout"],
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
+        done = attempt(argv, timeout=self.params["timeout"])
         if done.returncode == 0:
             return None
         return ssh_refusal(done.stderr, self.params["what"], hint)

@@ -60,13 +60,13 @@ penalizes_sources:
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.prime_spark.fleet.plugins.module_utils.kernel import kernel_has
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt, run
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import path_state
 
 # By side: the name in /proc/filesystems and the module that brings it.
@@ -97,7 +97,7 @@ def make_key(path: str, comment: str) -> None:
     try:
         new = os.path.join(stage, "key")
         argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", new]
-        subprocess.run(argv, check=True, capture_output=True, text=True)
+        run(argv, OSError)
         os.rename(f"{new}.pub", f"{path}.pub")
         os.rename(new, path)
     finally:
@@ -142,8 +142,8 @@ def main() -> None:
     changed = False
     public = ""
     version = ""
-    if params["side"] == "server" and protocol == "sshfs" and (ssh := shutil.which("ssh")):
-        version = subprocess.run([ssh, "-V"], capture_output=True, text=True, check=False).stderr
+    if params["side"] == "server" and protocol == "sshfs":
+        version = attempt(["ssh", "-V"]).stderr
     try:
         if protocol == "sshfs" and params["side"] == "client":
             if not (os.path.exists(path) and os.path.exists(f"{path}.pub")):
@@ -155,8 +155,6 @@ def main() -> None:
                     public = handle.read().strip()
         if not module.check_mode:
             note_choice(params, available, [path, f"{path}.pub"] if public else [])
-    except subprocess.CalledProcessError as error:
-        module.fail_json(msg=f"cannot make {path}: {error.stderr.strip()}")
     except OSError as error:
         module.fail_json(msg=f"cannot make {path}: {error}")
     module.exit_json(

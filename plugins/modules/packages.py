@@ -54,11 +54,11 @@ changes:
 
 import glob
 import os
-import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import finish
 
 LISTS = "/var/lib/apt/lists"
 UNITS = "/etc/systemd/system"
@@ -79,9 +79,7 @@ def run(argv: list[str]) -> tuple[int, str]:
     """Exit status and everything that was said."""
     # What is set for proxies has to reach apt.
     kept = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
-    done = subprocess.run(
-        argv, capture_output=True, text=True, check=False, env={**kept, **ENVIRONMENT}
-    )
+    done = finish(argv, env={**kept, **ENVIRONMENT})
     return done.returncode, (done.stdout + done.stderr).strip()
 
 

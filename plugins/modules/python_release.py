@@ -73,7 +73,6 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 import tarfile
 import time
 from contextlib import AbstractContextManager
@@ -81,6 +80,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import finish, said
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "service": {"type": "str", "required": True},
@@ -115,7 +115,7 @@ def locked(root: str) -> AbstractContextManager[None]:
 def host_target(python: str) -> str:
     """``x86_64-py313``, say: asked of the interpreter that will run the service."""
     code = "import sys; print('%d%d' % sys.version_info[:2])"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    done = finish([python, "-c", code])
     if done.returncode != 0:
         raise ReleaseError(f"{python} does not run on this host: {done.stderr.strip()}")
     return f"{platform.machine()}-py{done.stdout.strip()}"
@@ -162,14 +162,11 @@ def install(python: str, artifact: str, extra: str, directory: str) -> None:
     try:
         os.makedirs(os.path.dirname(directory), exist_ok=True)
         for argv in steps:
-            done = subprocess.run(
-                argv, capture_output=True, text=True, check=False, env=environment
-            )
+            done = finish(argv, env=environment)
             if done.returncode != 0:
-                said = (done.stderr or done.stdout).strip()
-                if os.strerror(errno.ENOSPC) in said:
+                if os.strerror(errno.ENOSPC) in said(done):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
-                raise ReleaseError(f"`{' '.join(argv)}` failed: {said}")
+                raise ReleaseError(f"`{' '.join(argv)}` failed: {said(done)}")
         # The marker vouches for the files before it, also when the host loses power now.
         os.sync()
         mark(directory)

@@ -62,7 +62,6 @@ there:
 import contextlib
 import json
 import os
-import subprocess
 import time
 from typing import Any
 
@@ -71,6 +70,7 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import (
     replace_file,
     replace_link,
 )
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt, finish, said
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     RECORD_DIR,
     TreeError,
@@ -137,11 +137,11 @@ def choose(releases: list[dict[str, Any]], wanted: str, service: str) -> str:
 def judge_configuration(path: str, service: str, config: str) -> None:
     """Have the release check the present configuration; raises TreeError when it refuses it."""
     argv = [f"{path}/bin/prime-spark-{service}", "--config", config, "--check-config"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = finish(argv)
     if done.returncode != 0:
         raise TreeError(
             f"release {os.path.basename(path)} does not understand the present configuration, so "
-            f"nothing was switched: {(done.stderr or done.stdout).strip()}. Choose another, "
+            f"nothing was switched: {said(done)}. Choose another, "
             "or check out the commit it came from and run site.yml"
         )
 
@@ -158,7 +158,7 @@ def start(units: list[str], health: dict[str, Any] | None) -> None:
     """Restart the units and wait for the gate."""
     if not units:
         return
-    subprocess.run(["systemctl", "reset-failed", "--", *units], capture_output=True)
+    attempt(["systemctl", "reset-failed", "--", *units])
     try:
         run(["systemctl", "restart", "--", *units])
     except TreeError as error:

@@ -54,11 +54,11 @@ kernel:
 """
 
 import os
-import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import replace_file
 from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import OWNER_ARGUMENTS, note
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import path_state
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import (
     KNOWN_PEERS,
@@ -79,25 +79,17 @@ def kernel_has_wireguard(module: AnsibleModule) -> bool:
     if os.path.isdir("/sys/module/wireguard"):
         return True
     modprobe = module.get_bin_path("modprobe", opt_dirs=["/usr/sbin", "/sbin"])
-    if modprobe:
-        asked = subprocess.run(
-            [modprobe, "-n", "-q", "wireguard"], capture_output=True, check=False
-        )
-        if asked.returncode == 0:
-            return True
+    if modprobe and attempt([modprobe, "-n", "-q", "wireguard"]).returncode == 0:
+        return True
     # In a container neither shows what the machine's kernel would load by itself on demand.
     address = module.get_bin_path("ip", opt_dirs=["/usr/sbin", "/sbin"])
     if module.check_mode or module.params["state"] == "read" or not address:
         return False
     if module.get_bin_path("wireguard-go"):
         return False
-    made = subprocess.run(
-        [address, "link", "add", "dev", PROBE, "type", "wireguard"],
-        capture_output=True,
-        check=False,
-    )
+    made = attempt([address, "link", "add", "dev", PROBE, "type", "wireguard"])
     if made.returncode == 0:
-        subprocess.run([address, "link", "delete", "dev", PROBE], capture_output=True, check=False)
+        attempt([address, "link", "delete", "dev", PROBE])
     return made.returncode == 0
 
 

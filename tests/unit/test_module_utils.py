@@ -1,4 +1,4 @@
-"""What modules, plugins, the lab and the tools share: locks and what is replaced in one step."""
+"""What modules, plugins, the lab and the tools share: locks, replacing files, running programs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.atomic import (
     replace_link,
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.lock import exclusive
+from ansible_collections.prime_spark.fleet.plugins.module_utils.process import (
+    NOT_FOUND,
+    TIMED_OUT,
+    attempt,
+    run,
+)
 
 
 @pytest.mark.parametrize("name", ["", "made.lock"], ids=["directory", "file"])
@@ -58,3 +64,31 @@ def test_a_link_is_replaced_also_after_a_run_that_was_killed(tmp_path: Path) -> 
     (tmp_path / "new/current.prime-spark-new").symlink_to("half")
     replace_link(link, "release")
     assert [(path, path.readlink()) for path in link.parent.iterdir()] == [(link, Path("release"))]
+
+
+class WrongError(Exception):
+    """What a caller wants raised."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["sh", "-c", "cat; echo out; echo why >&2; exit 3"], "` failed: why"),
+        (["sh", "-c", "cat >/dev/null; echo out; exit 3"], "` failed: out"),
+        (["sleep", "60"], "`sleep 60` did not end within 0 s"),
+        (["no-such-program"], "no-such-program is not installed: install it"),
+    ],
+)
+def test_a_failure_quotes_the_program_and_never_its_input(argv: list[str], said: str) -> None:
+    with pytest.raises(WrongError) as caught:
+        run(argv, WrongError, stdin="secret", timeout=0.4, remedy="install it")
+    assert str(caught.value).endswith(said) and "secret" not in str(caught.value)
+
+
+def test_what_is_only_tried_tells_its_end_by_a_status() -> None:
+    assert run(["cat"], WrongError, stdin="text") == "text"
+    assert attempt(["sh", "-c", "exit 3"]).returncode == 3
+    late = attempt(["sleep", "60"], timeout=0.4)
+    assert (late.returncode, late.stderr) == (TIMED_OUT, "no answer within 0.4 s")
+    missing = attempt(["no-such-program"])
+    assert (missing.returncode, missing.stderr) == (NOT_FOUND, "no-such-program is not installed")
