@@ -18,7 +18,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Counter
 
 from prime_spark.config import HttpConfig
-from prime_spark.runtime import asgi
+from prime_spark.runtime import asgi, atomic
 from prime_spark.runtime.backoff import Backoff
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.http import StatusServer, listening_socket
@@ -74,6 +74,19 @@ def test_notify_abstract_socket() -> None:
         listener.settimeout(10)
         Notifier({"NOTIFY_SOCKET": "@" + name}).ready()
         assert listener.recv(100) == b"READY=1"
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    atomic.replace(path, b"old")
+    with path.open("rb") as reader:
+        atomic.replace(path, b"new", 0o600)
+        assert reader.read() == b"old"
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        atomic.replace(tmp_path / "folder", b"new")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "state"]
 
 
 def test_backoff_grows_to_its_limit_and_starts_over() -> None:

@@ -6,12 +6,12 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from prime_spark.cli.errors import CliError
+from prime_spark.runtime import atomic
 
 URL_VARIABLE = "PRIME_SPARK_URL"
 # Written by the role cli: {"url": "http://…"}.
@@ -61,11 +61,7 @@ class Store:
         """Replace the tokens, in one step; the file is private from its first moment on."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary = self._folder / f".tokens-{secrets.token_hex(8)}"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            with os.fdopen(os.open(temporary, flags, 0o600), "w", encoding="utf-8") as stream:
-                json.dump(tokens, stream)
-            temporary.replace(self._path)
+            atomic.replace(self._path, json.dumps(tokens).encode(), 0o600)
         except OSError as error:
             raise CliError("tokens", f"{self._folder}: {error.strerror}") from error
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 import structlog
+
+from prime_spark.runtime import atomic
 
 _log = structlog.get_logger(__name__)
 
@@ -57,17 +57,7 @@ class StateFile:
 
     def write(self, state: State) -> None:
         """Replace the file in one step; OSError when the disk does not take it."""
-        partial = self._path.with_suffix(".partial")
-        try:
-            with partial.open("wb") as stream:
-                stream.write(msgspec.json.encode(state))
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.rename(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+        atomic.replace(self._path, msgspec.json.encode(state))
 
 
 class Watch:

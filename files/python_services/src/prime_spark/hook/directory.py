@@ -23,6 +23,7 @@ from prime_spark.config import Config
 from prime_spark.hook.queue import Ended
 from prime_spark.hook.rules import Job
 from prime_spark.hook.settings import AnsibleConfig
+from prime_spark.runtime import atomic
 
 
 class Order(Config, frozen=True):
@@ -65,7 +66,7 @@ class RunDirectory:
     def prepare(self, order: Order) -> None:
         """Make the directory, for nobody but us, and say what is to be run."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._write("order.json", msgspec.json.encode(order))
+        atomic.replace(self.path / "order.json", msgspec.json.encode(order))
 
     def order(self) -> Order:
         """Return what is to be run."""
@@ -85,7 +86,7 @@ class RunDirectory:
             return None
         finally:
             mine.unlink()
-        self._sync()
+        atomic.sync_directory(self.path)
         return Claim(descriptor)
 
     def status(self) -> Literal["unclaimed", "alive", "lost"] | Result:
@@ -112,20 +113,4 @@ class RunDirectory:
 
     def finish(self, result: Result) -> None:
         """Say how the run ended; it is on the disk when this returns."""
-        self._write("result.json", msgspec.json.encode(result))
-
-    def _write(self, name: str, data: bytes) -> None:
-        partial = self.path / f"{name}.{os.getpid()}"
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.rename(self.path / name)
-        self._sync()
-
-    def _sync(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        atomic.replace(self.path / "result.json", msgspec.json.encode(result))

@@ -13,7 +13,6 @@ import errno
 import math
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,13 +22,12 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from prime_spark.runtime import finite_json
+from prime_spark.runtime import atomic, finite_json
 
 SENTINEL = ".prime-spark-nas"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._-]{0,199}")
 _JSON_SUFFIX = ".json"
-_TEMPORARY_PREFIX = ".tmp-"
 _MAX_KEY_CHARS = 1024
 _STALE_TRIES = 5
 _WRITE_SECONDS = 600.0
@@ -102,7 +100,7 @@ class NASStorage:
         with self.alone(key), self._share() as root:
             try:
                 (root / target).parent.mkdir(parents=True, exist_ok=True)
-                _unless_stale(_replace, root / target, data)
+                _unless_stale(atomic.replace, root / target, data)
             except OSError as error:
                 self._written = -math.inf
                 # SFTP has no error for a full disk: sshfs says "not permitted", say.
@@ -190,7 +188,7 @@ class NASStorage:
             if time.monotonic() - self._written < _WRITE_SECONDS:
                 return
             self._written = -math.inf
-            probe = _temporary(root)
+            probe = atomic.temporary(root)
             try:
                 with probe.open("xb") as file:
                     file.write(b".")
@@ -253,31 +251,6 @@ def _checked(key: str) -> str:
     if key.endswith(_JSON_SUFFIX):
         raise NASKeyError(f"key {key!r} must not end with {_JSON_SUFFIX}, JSON gets it anyway")
     return key
-
-
-def _temporary(folder: Path) -> Path:
-    """Return the name of a new file that no listing shows."""
-    return folder / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-
-
-def _replace(target: Path, data: bytes) -> None:
-    temporary = _temporary(target.parent)
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    with contextlib.suppress(OSError):  # some network file systems refuse it
-        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _read(path: Path, key: str, max_bytes: int | None) -> bytes:

@@ -24,6 +24,7 @@ from prime_spark.config import (
     config_from_arguments,
     read_attempts,
 )
+from prime_spark.runtime import atomic
 from prime_spark.timeseries.connection import (
     DATABASE_ERRORS,
     connect,
@@ -137,9 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: database {place}: {describe_database_error(error)}\n")
         return 1
     if isinstance(result, Maintenance) and arguments.metrics and not result.busy:
-        partial = arguments.metrics.with_suffix(".partial")
-        partial.write_text(textfile(result, datetime.now(UTC)), encoding="utf-8")
-        partial.replace(arguments.metrics)
+        atomic.replace(arguments.metrics, textfile(result, datetime.now(UTC)).encode())
     return answer(result)
 
 
