@@ -1,9 +1,4 @@
-"""Action ``check_limit``: refuse a ``--limit`` whose names the inventory lacks.
-
-Ansible passes over them: what is to run on two hosts runs on one, and what is to leave one out runs
-on all. An inventory without managed hosts is refused as well: a run on nobody would end well. Runs
-on the controller alone.
-"""
+"""Action ``check_limit``: refuse a ``--limit`` whose names the inventory lacks."""
 
 from __future__ import annotations
 
@@ -41,7 +36,7 @@ def problems(limit: str, groups: Mapping[str, list[str]]) -> list[str]:
 
 
 class ActionModule(ActionBase):
-    """Takes no arguments."""
+    """What it refuses stands in the documentation of the module."""
 
     TRANSFERS_FILES = False
     _requires_connection = False

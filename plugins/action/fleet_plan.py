@@ -1,8 +1,4 @@
-"""Action ``fleet_plan``: decide which roles a run plays on which hosts.
-
-Runs on the controller alone, after every host has been examined. A role is left out on a host where
-its stamp is the one of the last whole run and where nothing that this run brought up differs.
-"""
+"""Action ``fleet_plan``: decide which roles a run plays on which hosts."""
 
 from __future__ import annotations
 
@@ -23,13 +19,7 @@ from ansible_collections.prime_spark.fleet.plugins.plugin_utils.plan import (
 
 
 class ActionModule(ActionBase):
-    """Arguments: ``full`` (play everything), ``show`` (print every role of every host) and ``file``
-    (write that there as JSON, too).
-
-    Returns ``run``, ``everything`` (whether nothing is left out), ``due`` (role to hosts),
-    ``played`` (host to the roles that are sealed at the end, with their stamps) and ``state`` (host
-    to role to state and differences).
-    """
+    """Arguments and results stand in the documentation of the module."""
 
     TRANSFERS_FILES = False
     _requires_connection = False

@@ -30,13 +30,7 @@ def table(rows: list[dict[str, str]], width: int) -> list[str]:
 
 
 class ActionModule(ActionBase):
-    """Prints one row per host and one line per problem.
-
-    Arguments: ``hosts`` (names), ``health`` (host to the result of host_health), ``telemetry``
-    (device to age in seconds), ``devices`` (host that has to have telemetry to its device),
-    ``fresh`` (seconds), ``groups`` (host to its groups), ``deferred`` (hosts that were away when
-    the run began), ``telemetry_waits_for`` (those of them without whom no telemetry arrives).
-    """
+    """Arguments stand in the documentation of the module."""
 
     TRANSFERS_FILES = False
 

@@ -1,7 +1,4 @@
-"""Action ``role_removals``: decide which roles leave which hosts, and stop what nobody confirmed.
-
-Runs on the controller alone, after every host has said which roles left records there.
-"""
+"""Action ``role_removals``: which roles leave which hosts; stop what nobody confirmed."""
 
 from __future__ import annotations
 
@@ -13,11 +10,7 @@ from ansible_collections.prime_spark.fleet.plugins.plugin_utils.removals import 
 
 
 class ActionModule(ActionBase):
-    """Arguments: ``most`` (removals that need no confirmation) and ``confirmed`` (names of roles,
-    separated by commas).
-
-    Returns ``leaves``: host to roles, first to go first; a host that loses none is not in it.
-    Fails where something has to be confirmed and is not; in check mode it only says so."""
+    """Arguments and results stand in the documentation of the module."""
 
     TRANSFERS_FILES = False
     _requires_connection = False

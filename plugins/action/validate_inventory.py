@@ -1,10 +1,4 @@
-"""Action ``validate_inventory``: judge the whole inventory before any host is contacted.
-
-Runs on the controller alone. What a role will see on a host is worked out here as the role would:
-the inventory's variable, else the role's default, templated for that host; then every input is
-held against the role's argument specification, and the fleet as a whole against what its parts
-need from each other. Nothing that only a host can tell is asked for.
-"""
+"""Action ``validate_inventory``: judge the whole inventory before any host is contacted."""
 
 from __future__ import annotations
 
@@ -35,8 +29,7 @@ MISSING = re.compile(r"'(\w+)' is undefined")
 
 
 class ActionModule(ActionBase):
-    """Takes no arguments. Returns ``ports``: by host, what its roles will listen on; and
-    ``stamps``, by which a later run sees that nothing that decides about a role has changed."""
+    """Results stand in the documentation of the module."""
 
     TRANSFERS_FILES = False
     _requires_connection = False

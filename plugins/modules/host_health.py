@@ -267,7 +267,7 @@ def scraped(prometheus: dict[str, Any]) -> dict[tuple[str, str], tuple[str, str]
         f"{prometheus['url']}/api/v1/targets?state=active",
         headers={"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"},
     )
-    with urllib.request.urlopen(request, timeout=LIMIT) as answer:
+    with urllib.request.build_opener().open(request, timeout=LIMIT) as answer:
         targets = json.load(answer)["data"]["activeTargets"]
     return {
         (target["labels"]["job"], target["labels"]["instance"]): (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -224,5 +225,7 @@ def test_every_role_every_plugin_and_the_lab_has_a_mutation() -> None:
     assert roles == {"/".join(path.split("/")[:2]) for path in mutated if path.startswith("roles/")}
     kinds = ("action", "callback", "filter", "modules", "module_utils")
     plugins = {f"plugins/{k}/{p.name}" for k in kinds for p in (ROOT / "plugins" / k).glob("*.py")}
-    assert plugins - mutated == set()
+    # A module of an action that runs on the controller alone is nothing but documentation.
+    code = {p for p in plugins if re.search(r"^(def|class) ", (ROOT / p).read_text(), re.MULTILINE)}
+    assert code - mutated == set()
     assert any(path.startswith("lab/") for path in mutated)

@@ -40,7 +40,6 @@ def test_state_is_published_until_the_interface_is_gone(tmp_path: Path) -> None:
         assert f'"{path}"' in program
         program = program.replace(f'"{path}"', f'"{tmp_path}/{name}.json"')
     (tmp_path / "vpn").write_text(program)
-    (tmp_path / "vpn").chmod(0o755)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     listener.bind(str(tmp_path / "notify"))
     listener.settimeout(20)
@@ -60,7 +59,9 @@ def test_state_is_published_until_the_interface_is_gone(tmp_path: Path) -> None:
         (tmp_path / "new").rename(tmp_path / "handshake")
 
     handshake(2**31)  # Later than now: the peer is there, nothing has to be looked up.
-    with subprocess.Popen([str(tmp_path / "vpn"), "wg0", "0.1"], env=environment) as process:
+    # As the role's unit starts it.
+    command = ["/usr/bin/python3", "-IS", str(tmp_path / "vpn"), "wg0", "0.1"]
+    with subprocess.Popen(command, env=environment) as process:
         try:
             assert published() == (2**31, 5, 7)
             assert not (tmp_path / "set").exists()

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Exit 0 when the named part is healthy. Airflow's own checks start a second Airflow each time; this
 # starts no other program.
 set -eu
