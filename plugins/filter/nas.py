@@ -7,11 +7,6 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-DOCUMENTATION = r"""
-name: nas
-short_description: Mount settings and pinned host keys of a NAS
-"""
-
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
 
 # What every network mount gets: it may fail, it waits for the network, and it brings no programs

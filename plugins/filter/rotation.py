@@ -15,11 +15,6 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-DOCUMENTATION = r"""
-name: rotation
-short_description: Try a new secret and the one before it
-"""
-
 
 def rotation_attempts(users: dict[str, str], new: str, old: str) -> dict[str, list[str]]:
     """The new and the old password of every user whose password is the rotated secret."""

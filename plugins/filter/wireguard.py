@@ -18,11 +18,6 @@ from ansible_collections.prime_spark.fleet.plugins.plugin_utils.vpn import (
     problems,
 )
 
-DOCUMENTATION = r"""
-name: wireguard
-short_description: Peers and pair keys of a WireGuard hub and its spokes
-"""
-
 
 def wireguard_psk(seed: str, one: str, other: str) -> str:
     """The preshared key of a pair: the same for both, different for every other pair."""
