@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tarfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,16 @@ ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = ROOT / "docs" / "operations.md"
 # What every file of the archive lies below, or is.
 PARTS = {
-    "FILES.json", "MANIFEST.json", "README.md", "files", "meta", "playbooks", "plugins", "roles",
+    "FILES.json", "LICENSE", "MANIFEST.json", "files", "meta", "playbooks", "plugins", "roles",
 }  # fmt: skip
 SERVICES = {"README.md", "dags", "lock.py", "locks", "pyproject.toml", "src"}
-VPN = {"wireguard_network": "10.99.0.0/24", "wireguard_psk_seed": "s" * 40}
-HOSTS: dict[str, dict[str, Any]] = {
-    "hub": {
-        "wireguard_role": "hub",
-        "wireguard_address": "10.99.0.1",
-        "wireguard_endpoint": "192.0.2.1:51820",
-    },
-    "wrong": {"wireguard_role": "wheel", "wireguard_address": "10.99.0.2"},
-}
+README = (ROOT / "meta" / "README.md").read_text()
+
+
+def example(name: str) -> Any:
+    """A file that the archive's README shows."""
+    (text,) = re.findall(rf"^    # {re.escape(name)}\n((?:    .*\n)+)", README, re.MULTILINE)
+    return yaml.safe_load(textwrap.dedent(text))
 
 
 @pytest.fixture(scope="module")
@@ -92,27 +92,37 @@ def test_the_archive_has_what_roles_use_and_nothing_else(archive: Path) -> None:
     assert hidden == []
 
 
+def test_the_archive_has_a_readme_and_a_license_of_its_own(archive: Path) -> None:
+    with tarfile.open(archive) as opened:
+        manifest = json.load(opened.extractfile("MANIFEST.json"))["collection_info"]  # type: ignore[arg-type]
+    assert (manifest["readme"], manifest["license"]) == ("meta/README.md", ["Apache-2.0"])
+    assert "Copyright 2026 The Prime Spark authors" in (ROOT / "LICENSE").read_text()
+
+
+def test_the_readme_says_which_roles_need_pip_on_the_controller() -> None:
+    (row,) = re.findall(r"^\| (.*) \| `pip`", README, re.MULTILINE)
+    needing = {
+        path.parts[-3]
+        for path in (ROOT / "roles").glob("*/tasks/*.yml")
+        if re.search(r"python_(service|release)\b", path.read_text())
+    }
+    assert re.findall(r"`(\w+)`", row) == sorted(needing)
+
+
 def test_a_role_works_in_somebody_elses_playbook(archive: Path, tmp_path: Path) -> None:
-    """The VPN of two hosts: one has a wrong input, for the other check mode tells what it does."""
-    hosts = {
-        "hosts": HOSTS,
-        "vars": {
-            **VPN,
-            "ansible_connection": "local",
-            "ansible_python_interpreter": sys.executable,
-        },
+    """The README's VPN: one host has a wrong input, for the other check mode tells what it does."""
+    hosts = example("hosts.yml")
+    hosts["wireguard"]["hosts"]["cloud"]["wireguard_role"] = "wheel"
+    hosts["wireguard"]["vars"] |= {
+        "wireguard_psk_seed": "s" * 40,
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
     }
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"wireguard": hosts}))
-    vpn = {
-        "hosts": "wireguard",
-        "gather_facts": True,
-        "gather_subset": ["!all", "distribution"],
-        "roles": ["prime_spark.fleet.wireguard"],
-    }
-    (tmp_path / "vpn.yml").write_text(yaml.safe_dump([vpn]))
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    (tmp_path / "vpn.yml").write_text(yaml.safe_dump(example("vpn.yml")))
     install(archive, tmp_path)
     status, said = play(tmp_path, tmp_path, "-i", "hosts.yml", "vpn.yml", "--check")
     assert status == 2, said
     assert "value of wireguard_role must be one of: hub, spoke, got: wheel" in said, said
-    assert "changed: [hub]" in said.partition("Configure and run the interface]")[2], said
+    assert "changed: [home]" in said.partition("Configure and run the interface]")[2], said
     assert "failed=1" in said and "failed=0" in said, said

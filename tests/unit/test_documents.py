@@ -16,6 +16,7 @@ DOCUMENTS = sorted(
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("lab/*.md"),
+        *ROOT.glob("meta/*.md"),
         *ROOT.glob("files/python_services/*.md"),
     ]
     # What was decided names what there was.
