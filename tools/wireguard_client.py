@@ -87,7 +87,7 @@ def hub_public_key(inventory: Path, hub: str) -> str:
     """Asked of the hub itself, over SSH."""
     command = ["ansible", "-i", str(inventory), hub, "--become", "--one-line"]
     done = subprocess.run(
-        [*command, "-m", "wireguard_key", "-a", "state=read"],
+        [*command, "-m", "prime_spark.fleet.wireguard_key", "-a", "state=read"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -95,7 +95,7 @@ def hub_public_key(inventory: Path, hub: str) -> str:
     _, arrow, answer = done.stdout.partition("=> ")
     key = json.loads(answer).get("public_key", "") if arrow and done.returncode == 0 else ""
     if not key:
-        said = (done.stdout + done.stderr).strip().splitlines()
+        said = (done.stderr + done.stdout).strip().splitlines()
         raise ClientError(
             f"{hub} did not tell its public key ({said[-1] if said else 'no answer'}): "
             f"run site.yml --tags wireguard --limit {hub} first"

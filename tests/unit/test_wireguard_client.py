@@ -40,6 +40,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "path", list(sys.path))
     spec.loader.exec_module(module)
+    module.ask = module.hub_public_key
     # The hub itself would be asked over SSH.
     monkeypatch.setattr(module, "hub_public_key", lambda inventory, hub: f"key of {hub}")
     return module
@@ -74,6 +75,16 @@ def test_the_inventory_gets_the_public_key_and_nothing_else(tool: Any, inventory
     assert shown["PresharedKey"] == tool.filters.wireguard_psk("s" * 40, "hub", "phone")
     for path in inventory.path.rglob("*"):
         assert path.is_dir() or shown["PrivateKey"] not in path.read_text()
+
+
+def test_the_hub_is_asked_with_a_module_that_ansible_finds(tool: Any, tmp_path: Path) -> None:
+    hosts = {"hub": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    try:
+        # This machine may be in a VPN itself.
+        assert len(tool.ask(tmp_path, "hub")) == 44
+    except tool.ClientError as error:
+        assert '"public_key": ""' in str(error)
 
 
 def test_clients_are_added_one_by_one(tool: Any, inventory: Any) -> None:
