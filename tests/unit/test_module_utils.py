@@ -17,6 +17,8 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.process import (
     run,
 )
 
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+
 
 @pytest.mark.parametrize("name", ["", "made.lock"], ids=["directory", "file"])
 def test_a_lock_is_held_once_and_free_after_a_failure(tmp_path: Path, name: str) -> None:
@@ -92,3 +94,13 @@ def test_what_is_only_tried_tells_its_end_by_a_status() -> None:
     assert (late.returncode, late.stderr) == (TIMED_OUT, "no answer within 0.4 s")
     missing = attempt(["no-such-program"])
     assert (missing.returncode, missing.stderr) == (NOT_FOUND, "no-such-program is not installed")
+
+
+@pytest.mark.parametrize(
+    ("call", "place"),
+    [("flock(", "lock"), ("mkstemp(", "atomic"), ("subprocess.run(", "process")],
+)
+def test_plugins_have_one_of_each_and_it_needs_no_ansible(call: str, place: str) -> None:
+    using = [path for path in PLUGINS.rglob("*.py") if call in path.read_text()]
+    assert using == [PLUGINS / f"module_utils/{place}.py"]
+    assert "ansible" not in using[0].read_text()
