@@ -15,11 +15,13 @@ def telemetry_hosts(groups: Mapping[str, list[str]], hostvars: Any) -> dict[str,
     }
 
 
-def telemetry_devices(groups: Mapping[str, list[str]], hostvars: Any) -> list[str]:
-    """Every device whose samples are expected: those of hosts, then those that no host has."""
-    others = [hostvars[host].get("telemetry_other_devices", []) for host in groups["all"]]
-    found = [*telemetry_hosts(groups, hostvars).values(), *(d for listed in others for d in listed)]
-    return list(dict.fromkeys(map(str, found)))
+def telemetry_devices(groups: Mapping[str, list[str]], hostvars: Any) -> dict[str, str]:
+    """Every device whose samples are expected to its host, which is empty where no host has it."""
+    devices = {device: host for host, device in telemetry_hosts(groups, hostvars).items()}
+    for host in groups["all"]:
+        for device in hostvars[host].get("telemetry_other_devices", []):
+            devices.setdefault(str(device), "")
+    return devices
 
 
 class FilterModule:

@@ -46,9 +46,20 @@ def rendered(role: str, path: str) -> str:
     return str(template((ROOT / "roles" / role / "templates" / path).read_text(), **variables))
 
 
+def expected(rules: str) -> list[dict[str, str]]:
+    """The labels of the devices that these rules wait for."""
+    (group,) = yaml.safe_load(rules)["groups"]
+    return [
+        rule["labels"] for rule in group["rules"] if rule["record"] == "prime_spark:expected_device"
+    ]
+
+
 def test_rules_and_metrics_know_the_same_devices() -> None:
     rules = rendered("monitoring", "stack/config/prometheus/rules/expected.yml.j2")
-    assert re.findall(r"device_id: (.+)\}", rules) == ["hub", "pump"]
+    assert expected(rules) == [
+        {"device_id": "hub", "host": "hub"},
+        {"device_id": "pump", "host": "spoke"},
+    ]
     queries = rendered("exporters", "stack/config/postgres-exporter/queries.yml.j2")
     assert set(re.findall(r"ARRAY\[(.*?)\]", queries)) == {"'hub', 'pump'"}
 
@@ -58,7 +69,11 @@ def test_devices_that_no_host_has_are_expected_as_well(monkeypatch: pytest.Monke
     for host in ("cloud", "hub"):
         monkeypatch.setitem(HOSTVARS[host], "telemetry_other_devices", ["kiln", "hub"])
     rules = rendered("monitoring", "stack/config/prometheus/rules/expected.yml.j2")
-    assert re.findall(r"device_id: (.+)\}", rules) == ["hub", "pump", "kiln"]
+    assert expected(rules) == [
+        {"device_id": "hub", "host": "hub"},
+        {"device_id": "pump", "host": "spoke"},
+        {"device_id": "kiln"},
+    ]
     queries = rendered("exporters", "stack/config/postgres-exporter/queries.yml.j2")
     assert set(re.findall(r"ARRAY\[(.*?)\]", queries)) == {"'hub', 'pump', 'kiln'"}
 
@@ -80,4 +95,4 @@ def test_verify_asks_for_the_devices_of_the_hosts_of_the_run(
 
 def test_a_fleet_without_telemetry_expects_nothing() -> None:
     module: Any = import_module("ansible_collections.prime_spark.fleet.plugins.filter.telemetry")
-    assert module.telemetry_devices({"all": []}, {}) == []
+    assert module.telemetry_devices({"all": []}, {}) == {}

@@ -22,7 +22,7 @@ FLEET: dict[str, Any] = {
     ],
     "monitoring_vpn_peers": ["hub", "spoke"],
     "monitoring_nas_hosts": ["hub"],
-    "__monitoring_devices": ["hub", "spoke"],
+    "__monitoring_devices": {"hub": "hub", "pump": "spoke"},
     "monitoring_backups": ["timescale"],
     "monitoring_deadman_url": "http://10.0.0.14:9105/alertmanager",
 }
