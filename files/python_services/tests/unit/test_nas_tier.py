@@ -131,6 +131,29 @@ def test_a_deletion_while_the_files_are_counted(
     ledger.close()
 
 
+def test_a_start_counts_anew_what_a_crash_left_miscounted(share: Path, tmp_path: Path) -> None:
+    """A crash between the count and the file: a longer one was counted, and one that is gone."""
+    path = tmp_path / "memory.sqlite"
+
+    def write(*keys: str) -> Ledger:
+        ledger = Ledger(path)
+        tier = NasTier(NasTierConfig(directory=str(share), timeout_seconds=60), ledger)
+
+        async def main() -> None:
+            for key in keys:
+                await tier.set(key, entry("ada", 100, json=False), None, "ada")
+
+        asyncio.run(main())
+        return ledger
+
+    write("right", "longer", "gone").close()
+    (share / "memory" / "longer").write_bytes(b"ada")
+    (share / "memory" / "gone").unlink()
+    ledger = write("new")
+    assert counted(ledger) == there(share)
+    ledger.close()
+
+
 def test_a_share_that_takes_no_file_is_not_well(
     share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,6 @@ CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON files BEGIN
     UPDATE used SET bytes = bytes - OLD.bytes WHERE owner IN (OLD.owner, '*');
 END;
 """
-_SEEDED = 1
 _UNREADABLE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -45,6 +44,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
+        self._recounted = False
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = _open(path)
@@ -59,17 +59,29 @@ class Ledger:
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             self._db = _open(path)
 
-    def seed(self, sizes: Callable[[], Mapping[str, int]]) -> None:
-        """Take over what lies on the NAS already, once in the file's life: nobody's."""
-        with self._lock:
-            if self._seeded():
-                return
+    def recount(self, sizes: Callable[[], Mapping[str, int]]) -> None:
+        """Count what lies on the NAS, once after a start: a crash may have left a wrong count.
+
+        What is not known yet is nobody's. No file may change before the first call has returned.
+        """
+        if self._recounted:
+            return
         found = sizes()
         with self._changing():
-            if not self._seeded():
-                rows = [(key, "", size) for key, size in found.items()]
-                self._db.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?)", rows)
-                self._db.execute(f"PRAGMA user_version = {_SEEDED}")
+            if self._recounted:
+                return
+            rows = self._db.execute("SELECT key, owner, bytes FROM files").fetchall()
+            owners = {key: owner for key, owner, _ in rows}
+            counted = {(key, size) for key, _, size in rows}
+            there = set(found.items())
+            self._db.executemany(
+                "DELETE FROM files WHERE key = ?", [(key,) for key, _ in counted - there]
+            )
+            self._db.executemany(
+                "INSERT INTO files VALUES (?, ?, ?)",
+                [(key, owners.get(key, ""), size) for key, size in there - counted],
+            )
+        self._recounted = True
 
     @contextlib.contextmanager
     def taking(
@@ -127,10 +139,6 @@ class Ledger:
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield
-
-    def _seeded(self) -> bool:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        return bool(version == _SEEDED)
 
     def _row(self, key: str) -> tuple[str, int] | None:
         row: tuple[str, int] | None = self._db.execute(

@@ -150,7 +150,9 @@ class NASStorage:
         with self._share() as root, contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(root / _checked(folder)):
                 if _NAME.fullmatch(entry.name) and entry.is_file():
-                    sizes[entry.name.removesuffix(_JSON_SUFFIX)] = entry.stat().st_size
+                    # After a crash both kinds of an object may be there.
+                    key = entry.name.removesuffix(_JSON_SUFFIX)
+                    sizes[key] = sizes.get(key, 0) + entry.stat().st_size
         return sizes
 
     def prune(self, folder: str, max_bytes: int) -> int:

@@ -63,7 +63,7 @@ class NasTier:
         self._storage.check()
 
     def _store(self, key: str, entry: Entry, owner: str) -> None:
-        self._ledger.seed(self._there)
+        self._ledger.recount(self._there)
         value = msgspec.Raw(entry.data) if entry.json else entry.data
         path = _path(key)
         counting = self._ledger.taking(
@@ -77,7 +77,7 @@ class NasTier:
             self._storage.store(path, value)
 
     def _delete(self, key: str) -> bool:
-        self._ledger.seed(self._there)  # which would count what is deleted meanwhile
+        self._ledger.recount(self._there)  # which would count what is deleted meanwhile
         path = _path(key)
         with self._storage.alone(path):
             try:
