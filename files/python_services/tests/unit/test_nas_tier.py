@@ -131,6 +131,45 @@ def test_a_deletion_while_the_files_are_counted(
     ledger.close()
 
 
+def test_what_was_given_up_changes_nothing_newer(
+    share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write and a deletion meet a share that hangs; it comes back after a newer write."""
+    ledger = Ledger(tmp_path / "memory.sqlite")
+    tier = NasTier(NasTierConfig(directory=str(share), timeout_seconds=60), ledger)
+    sizes = NASStorage.sizes
+    hanging = [threading.Event(), threading.Event()]
+    reached = iter(hanging)
+    back = threading.Event()
+
+    def sizes_of_a_share_that_hangs(storage: NASStorage, folder: str) -> dict[str, int]:
+        if (event := next(reached, None)) is not None:
+            event.set()
+            assert back.wait(60)
+        return sizes(storage, folder)
+
+    monkeypatch.setattr(NASStorage, "sizes", sizes_of_a_share_that_hangs)
+    newest = entry("bob", 3, json=False)
+
+    async def main() -> None:
+        changes = (tier.set("key", entry("ada", 1, json=False), None, "ada"), tier.delete("key"))
+        for change, event in zip(changes, hanging, strict=True):
+            asking = asyncio.ensure_future(change)
+            assert await asyncio.to_thread(event.wait, 60)
+            asking.cancel()
+            await asyncio.wait([asking])
+        await tier.set("key", newest, None, "bob")
+        back.set()
+        for thread in threading.enumerate():
+            if thread.name == "nas":
+                await asyncio.to_thread(thread.join, 60)
+        assert await tier.get("key") == newest
+
+    asyncio.run(main())
+    assert counted(ledger) == there(share)
+    ledger.close()
+
+
 def test_a_start_counts_anew_what_a_crash_left_miscounted(share: Path, tmp_path: Path) -> None:
     """A crash between the count and the file: a longer one was counted, and one that is gone."""
     path = tmp_path / "memory.sqlite"

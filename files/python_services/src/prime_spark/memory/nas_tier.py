@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -43,11 +45,11 @@ class NasTier:
 
     async def set(self, key: str, entry: Entry, ttl: int | None, owner: str) -> None:  # noqa: ARG002
         """Keep `entry`."""
-        await self._call(lambda: self._store(key, entry, owner))
+        await self._change(lambda given_up: self._store(key, entry, owner, given_up))
 
     async def delete(self, key: str) -> bool:
         """Remove the entry; return whether there was one."""
-        return await self._call(lambda: self._delete(key))
+        return await self._change(lambda given_up: self._delete(key, given_up))
 
     async def check(self) -> None:
         """Raise TierDownError when the share takes no value: away, full, read-only."""
@@ -62,7 +64,7 @@ class NasTier:
             raise TierDownError(f"the NAS is full: {free} bytes free", answers=True)
         self._storage.check()
 
-    def _store(self, key: str, entry: Entry, owner: str) -> None:
+    def _store(self, key: str, entry: Entry, owner: str, given_up: threading.Event) -> None:
         self._ledger.recount(self._there)
         value = msgspec.Raw(entry.data) if entry.json else entry.data
         path = _path(key)
@@ -73,13 +75,13 @@ class NasTier:
             owner_bytes=self._config.user_bytes,
             all_bytes=self._config.all_bytes,
         )
-        with self._storage.alone(path), counting:
+        with self._alone(path, given_up), counting:
             self._storage.store(path, value)
 
-    def _delete(self, key: str) -> bool:
+    def _delete(self, key: str, given_up: threading.Event) -> bool:
         self._ledger.recount(self._there)  # which would count what is deleted meanwhile
         path = _path(key)
-        with self._storage.alone(path):
+        with self._alone(path, given_up):
             try:
                 self._storage.delete(path)
                 found = True
@@ -91,6 +93,25 @@ class NasTier:
     def _there(self) -> dict[str, int]:
         sizes = self._storage.sizes(_FOLDER)
         return {name.replace(" ", ":"): size + ENTRY_BYTES for name, size in sizes.items()}
+
+    @contextlib.contextmanager
+    def _alone(self, path: str, given_up: threading.Event) -> Iterator[None]:
+        """Change the file inside, as nobody else does meanwhile; TimeoutError once given up.
+
+        What was given up may have been followed by a newer change already.
+        """
+        with self._storage.alone(path):
+            if given_up.is_set():
+                raise TimeoutError("given up")
+            yield
+
+    async def _change(self, change: Callable[[threading.Event], T]) -> T:
+        """Make a change, which is told when it is given up."""
+        given_up = threading.Event()
+        try:
+            return await self._call(lambda: change(given_up))
+        finally:
+            given_up.set()
 
     async def _call(self, call: Callable[[], T]) -> T:
         try:
