@@ -147,7 +147,7 @@ def test_what_is_spoken_is_recognized(shared: Daemon) -> None:
     spoken = execute(shared, body)
     assert (spoken["status"], spoken["task_id"]) == ("completed", body["task_id"])
     result = spoken["result"]
-    assert result["artifact"] == f"artifacts/voice/{body['task_id']}.wav"
+    assert result["artifact"] == f"artifacts/voice/task-{body['task_id']}.wav"
     assert result["engine"] == "espeak-ng"
     data = NASStorage(share_of(shared)).retrieve(result["artifact"])
     assert isinstance(data, bytes)

@@ -296,7 +296,7 @@ def test_a_task_and_its_artifact(api: Api, redis: RedisServer, folder: Path) -> 
     early = api.ask("GET", f"/api/tasks/{task_id}/artifact", user="oscar")
     problem(early, 409, "not_completed")
 
-    key = f"artifacts/voice/{task_id}.wav"
+    key = f"artifacts/voice/task-{task_id}.wav"
     NASStorage(folder / "share").store(key, b"RIFF....WAVE")
     finish(redis, task_id, "COMPLETED", result={"artifact": key, "content_type": "audio/wav"})
     task = api.ask("GET", f"/api/tasks/{task_id}", user="oscar").json()
@@ -304,7 +304,7 @@ def test_a_task_and_its_artifact(api: Api, redis: RedisServer, folder: Path) -> 
     wav = api.ask("GET", f"/api/tasks/{task_id}/artifact", user="oscar")
     assert (wav.status_code, wav.content) == (200, b"RIFF....WAVE")
     assert wav.headers["content-type"] == "audio/wav"
-    assert wav.headers["content-disposition"] == f'attachment; filename="{task_id}.wav"'
+    assert wav.headers["content-disposition"] == f'attachment; filename="task-{task_id}.wav"'
 
 
 def test_somebody_elses_task_is_not_there_but_for_an_admin(api: Api) -> None:

@@ -289,7 +289,7 @@ def test_tasks(terminal: Terminal, redis: RedisServer, folder: Path) -> None:
         "tasks", "status", task_id, "--wait", "--wait-seconds", "1", status=5
     )
     assert "still PENDING after 1 s" in waiting[0]
-    key = f"artifacts/voice/{task_id}.wav"
+    key = f"artifacts/voice/task-{task_id}.wav"
     NASStorage(folder / "share").store(key, b"RIFF")
     with Redis.from_url(redis.url) as administrator:
         administrator.hset(
@@ -297,8 +297,8 @@ def test_tasks(terminal: Terminal, redis: RedisServer, folder: Path) -> None:
             mapping={"state": "COMPLETED", "result": json.dumps({"artifact": key})},
         )
     assert "COMPLETED" in terminal.says("tasks", "status", task_id)
-    assert terminal.says("tasks", "artifact", task_id) == f"Wrote 4 bytes to {task_id}.wav.\n"
-    assert (terminal.home / f"{task_id}.wav").read_bytes() == b"RIFF"
+    assert terminal.says("tasks", "artifact", task_id) == f"Wrote 4 bytes to task-{task_id}.wav.\n"
+    assert (terminal.home / f"task-{task_id}.wav").read_bytes() == b"RIFF"
     with Redis.from_url(redis.url) as administrator:
         fields = {"state": "FAILED", "error": "no such voice"}
         administrator.hset(scripts.TASK + task_id, mapping=fields)

@@ -37,6 +37,7 @@ from prime_spark.agent.synthesis import Synthesizer
 from prime_spark.memory.nas import SENTINEL, NASStorage, NASTooLargeError
 from prime_spark.runtime.threads import BoundedCalls
 from prime_spark.tasks.payloads import (
+    SPOKEN,
     PayloadError,
     VoiceSynthesis,
     artifact_key,
@@ -84,7 +85,7 @@ def test_payloads_that_are_refused(
 
 
 def test_a_task_names_its_artifact() -> None:
-    assert artifact_key("task-1") == "artifacts/voice/task-1.wav"
+    assert artifact_key("a.1") == "artifacts/voice/task-a.1.wav"
 
 
 # -- audio ----------------------------------------------------------------------------------------
@@ -309,6 +310,12 @@ def test_what_was_spoken_takes_no_more_than_it_may(tmp_path: Path) -> None:
         file.setparams((1, 2, 22050, 0, "NONE", ""))
         file.writeframes(b"\0" * 1000)
     size = len(spoken.getvalue())
+    # Not the agent's own, and the oldest.
+    others = ["greeting.wav", "task-list.txt", "task-one two.wav"]
+    (tmp_path / SPOKEN).mkdir(parents=True)
+    for name in others:
+        (tmp_path / SPOKEN / name).write_bytes(bytes(9 * size))
+        os.utime(tmp_path / SPOKEN / name, (0, 0))
 
     class Engine(Synthesizer):
         async def speak(self, payload: VoiceSynthesis) -> bytes:
@@ -331,4 +338,5 @@ def test_what_was_spoken_takes_no_more_than_it_may(tmp_path: Path) -> None:
             os.utime(tmp_path / artifact_key(f"task{number}"), (number, number))
 
     asyncio.run(main())
-    assert storage.keys() == [artifact_key(f"task{number}") for number in (3, 4, 5)]
+    left = [artifact_key(f"task{number}") for number in (3, 4, 5)]
+    assert storage.keys() == sorted([*left, *(f"{SPOKEN}/{name}" for name in others)])

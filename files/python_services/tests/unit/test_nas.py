@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -130,16 +131,19 @@ def test_a_reader_meets_a_store_of_the_other_kind(
 
 
 def test_the_oldest_objects_go(nas: NASStorage, tmp_path: Path) -> None:
-    assert nas.prune("voice", 10) == 0
+    ours = re.compile("[a-d]")
+    assert nas.prune("voice", 10, ours) == 0
     for number, name in enumerate(("b", "c", "a", "d")):
         nas.store(f"voice/{name}", b"x" * 10)
         os.utime(tmp_path / "voice" / name, (number, number))
     nas.store("voice/deeper/old", b"x" * 100)
+    nas.store("voice/other", b"x" * 100)
+    os.utime(tmp_path / "voice/other", (0, 0))
     nas.store("other", b"x" * 100)
-    assert nas.prune("voice", 40) == 0
-    assert len(nas.keys("voice/")) == 5, "within the limit"
-    assert nas.prune("voice", 29) == 2
-    assert nas.keys() == ["other", "voice/a", "voice/d", "voice/deeper/old"]
+    assert nas.prune("voice", 40, ours) == 0
+    assert len(nas.keys("voice/")) == 6, "within the limit"
+    assert nas.prune("voice", 29, ours) == 2
+    assert nas.keys() == ["other", "voice/a", "voice/d", "voice/deeper/old", "voice/other"]
 
 
 def test_two_kinds_at_the_same_time_leave_one_of_both(nas: NASStorage) -> None:

@@ -25,7 +25,13 @@ from prime_spark.memory.nas import (
     NASTooLargeError,
 )
 from prime_spark.runtime.threads import BoundedCalls
-from prime_spark.tasks.payloads import SPOKEN, VoiceRecognition, VoiceSynthesis, artifact_key
+from prime_spark.tasks.payloads import (
+    SPOKEN,
+    SPOKEN_FILE,
+    VoiceRecognition,
+    VoiceSynthesis,
+    artifact_key,
+)
 from prime_spark.tasks.protocol import TaskType
 
 _log = structlog.get_logger(__name__)
@@ -116,7 +122,7 @@ class Handlers:
         self._unpruned = 0
         try:
             limit = self._artifact_bytes
-            removed = await self._calls.run(lambda: self._storage.prune(SPOKEN, limit))
+            removed = await self._calls.run(lambda: self._storage.prune(SPOKEN, limit, SPOKEN_FILE))
             if removed:
                 _log.info("oldest spoken files removed", files=removed, limit_bytes=limit)
         except (NASError, TimeoutError) as error:  # the task is done all the same

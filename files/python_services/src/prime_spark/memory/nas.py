@@ -155,16 +155,16 @@ class NASStorage:
                     sizes[key] = sizes.get(key, 0) + entry.stat().st_size
         return sizes
 
-    def prune(self, folder: str, max_bytes: int) -> int:
-        """Remove the oldest objects right under `folder` while they take more than `max_bytes`.
+    def prune(self, folder: str, max_bytes: int, names: re.Pattern[str]) -> int:
+        """Remove the oldest files right under `folder` while they take more than `max_bytes`.
 
-        Returns how many it removed.
+        Only files whose names `names` matches count and go. Returns how many went.
         """
         found: list[tuple[float, int, str]] = []
         removed = 0
         with self._share() as root, contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(root / _checked(folder)):
-                if _NAME.fullmatch(entry.name) and entry.is_file():
+                if names.fullmatch(entry.name) and entry.is_file():
                     status = entry.stat()
                     found.append((status.st_mtime, status.st_size, entry.path))
             excess = sum(size for _, size, _ in found) - max_bytes

@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from prime_spark.llm.types import GenerateRequest
-from prime_spark.tasks.protocol import TaskType
+from prime_spark.tasks.protocol import TASK_ID, TaskType
 
 SynthesisEngine = Literal["espeak-ng", "piper"]
 RecognitionEngine = Literal["pocketsphinx", "vosk", "faster-whisper"]
 ARTIFACTS = "artifacts/"
+# Spoken texts: others may put their own files into the folder.
 SPOKEN = f"{ARTIFACTS}voice"
+SPOKEN_FILE = re.compile(rf"task-{TASK_ID}\.wav")
 
 _LINE_BREAKS = {"\n", "\t"}
 # A JSGF grammar may import others: files of the agent's host.
@@ -95,4 +97,4 @@ def check_payload(task_type: TaskType, payload: dict[str, Any]) -> AnyPayload:
 
 def artifact_key(task_id: str) -> str:
     """Return the key of a spoken text on the NAS: the same task writes the same object."""
-    return f"{SPOKEN}/{task_id}.wav"
+    return f"{SPOKEN}/task-{task_id}.wav"

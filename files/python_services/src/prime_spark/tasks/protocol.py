@@ -16,7 +16,8 @@ State: TypeAlias = Literal["PENDING", "ASSIGNED", "IN_PROGRESS", "COMPLETED", "F
 TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
-TaskId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+TASK_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+TaskId = Annotated[str, msgspec.Meta(pattern=rf"^{TASK_ID}\Z")]
 
 
 class ExecuteRequest(msgspec.Struct, frozen=True):

@@ -33,11 +33,11 @@ from prime_spark.tasks.coordinator import (
     TaskError,
 )
 from prime_spark.tasks.payloads import PAYLOADS, PayloadError, check_payload
-from prime_spark.tasks.protocol import Priority, State, TaskStatus, TaskType
+from prime_spark.tasks.protocol import TASK_ID, Priority, State, TaskStatus, TaskType
 
 router = APIRouter(prefix="/api/tasks", tags=["tasks"], route_class=StrictJsonRoute)
 
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+ID_PATTERN = f"^{TASK_ID}$"
 TaskIdPath = Annotated[str, Path(pattern=ID_PATTERN, examples=["018f3a2b4c5d7e6f"])]
 
 
@@ -99,7 +99,7 @@ class Task(Output):
     status: State = Field(examples=["COMPLETED"])
     attempts: int = Field(examples=[1])
     agent: str | None = Field(examples=["spark-agent-1"])
-    result: Any = Field(examples=[{"artifact": "artifacts/voice/018f3a2b4c5d7e6f.wav"}])
+    result: Any = Field(examples=[{"artifact": "artifacts/voice/task-018f3a2b4c5d7e6f.wav"}])
     error: str | None = Field(examples=[None])
     created: datetime
     updated: datetime
