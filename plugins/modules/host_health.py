@@ -26,7 +26,7 @@ options:
     elements: str
     default: []
   vpn:
-    description: Whether the host is a VPN peer.
+    description: Whether the host is a VPN peer, whose guard has to have its rules loaded.
     type: bool
     default: false
   vpn_peers:
@@ -118,6 +118,7 @@ LIMIT = 15
 # WireGuard makes a new handshake every two minutes while a peer talks.
 HANDSHAKE_LIMIT = 180
 STATUS_FILE = "/run/prime-spark/vpn.json"
+GUARD_TABLE, GUARD_UNIT = "prime_spark_vpn_guard", "prime-spark-vpn-guard"
 NEWEST = """SELECT coalesce(json_object_agg(device_id, age), '{}') FROM
 (SELECT device_id, extract(epoch FROM now() - max(time)) AS age
 FROM device_metrics WHERE time > now() - interval '1 day' GROUP BY 1) newest"""
@@ -249,6 +250,15 @@ def vpn_state(peers: list[str]) -> tuple[dict[str, int], list[str]]:
     return ages, problems
 
 
+def guard_problems() -> list[str]:
+    """Whether the rules are loaded: whoever flushes all rules leaves the guard's unit active."""
+    status, said = output(["/usr/sbin/nft", "--terse", "list", "table", "ip", GUARD_TABLE])
+    if status == 0:
+        return []
+    why = said.partition("\n")[0]
+    return [f"the rules of the VPN's guard are not loaded: restart {GUARD_UNIT} ({why})"]
+
+
 def newest_rows(database: str) -> tuple[dict[str, float] | None, str]:
     """Seconds since the newest telemetry row of each device, or why that cannot be told."""
     argv = ["docker", "compose", "--project-name", "timescale", "exec", "-T", "--user", "postgres"]
@@ -302,18 +312,20 @@ def target_problems(prometheus: dict[str, Any] | None) -> list[str]:
 def look(params: dict[str, Any]) -> dict[str, Any]:
     """What is true right now, as the module returns it."""
     # Beside each other: most of it is waiting for other programs.
-    with ThreadPoolExecutor(max_workers=6) as pool:
+    with ThreadPoolExecutor(max_workers=7) as pool:
         units = pool.submit(unit_problems, params["units"])
         states = pool.submit(container_state, params["projects"])
         shares = pool.submit(mount_problems, params["mounts"])
         container = pool.submit(output, ["systemd-detect-virt", "--container"])
         rows = pool.submit(newest_rows, params["database"]) if params["database"] else None
         targets = pool.submit(target_problems, params["prometheus"])
+        guard = pool.submit(guard_problems) if params["vpn"] else None
         ages, silent_peers = vpn_state(params["vpn_peers"]) if params["vpn"] else ({}, [])
     containers, trouble, left_out = states.result()
     # The look has tried to mount; each takes as long as a dead server's timeouts.
     mounts, settled, deferred = shares.result()
     problems = [*units.result(), *trouble, *settled, *silent_peers, *targets.result()]
+    problems += guard.result() if guard else []
     seen: dict[str, Any] = {
         "units": len(params["units"]) - len(units.result()),
         "containers": containers,

@@ -30,6 +30,10 @@ held = [socket.create_server(("", int(port))) for port in sys.argv[1:]]
 print("ready", flush=True)
 time.sleep(60)
 """
+GUARD_PROBLEMS = """
+from plugins.modules.host_health import guard_problems
+print(guard_problems())
+"""
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("nft"), reason="needs root and nft"
@@ -139,6 +143,26 @@ def test_a_neighbour_and_a_peer_reach_what_is_theirs(spaces: tuple[int, int]) ->
     finally:
         server.kill()
         server.wait()
+
+
+def test_the_guard_goes_and_comes_with_all_rules() -> None:
+    """tests/system/fleet/test_vpn.py restarts nftables on a host."""
+    unit = TEMPLATE.parents[1] / "units" / "prime-spark-vpn-guard.service.j2"
+    lines = unit.read_text().splitlines()
+    assert "After=sysinit.target nftables.service" in lines
+    assert {"PartOf=nftables.service", "ReloadPropagatedFrom=nftables.service"} <= set(lines)
+
+
+def test_verify_misses_a_guard_that_somebody_removed(spaces: tuple[int, int]) -> None:
+    """As `systemctl restart nftables` does, which leaves the guard's unit active."""
+    host, _ = spaces
+    look = [*within(host), sys.executable, "-c", GUARD_PROBLEMS]
+    subprocess.run([*within(host), "nft", "-f", "-"], input=rules(), text=True, check=True)
+    assert subprocess.check_output(look, cwd=ROOT, text=True) == "[]\n"
+    subprocess.run([*within(host), "nft", "flush", "ruleset"], check=True)
+    assert "the rules of the VPN's guard are not loaded" in subprocess.check_output(
+        look, cwd=ROOT, text=True
+    )
 
 
 def test_a_member_holds_so_many_connections_to_a_port(spaces: tuple[int, int]) -> None:

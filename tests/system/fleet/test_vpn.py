@@ -162,3 +162,21 @@ def test_no_private_key_is_on_the_controller() -> None:
                 digest = hashlib.sha256(key).hexdigest()
                 assert digest not in private, f"the key of {private[digest]} is in {path}"
     assert read > 100
+
+
+def test_the_guard_outlives_whoever_loads_other_rules() -> None:
+    """On a host without Docker, whose rules `systemctl restart nftables` flushes as well."""
+    name = next(name for name in members("wireguard") if name not in members("docker"))
+    host = connect(name)
+    listed = "nft list table ip prime_spark_vpn_guard >/dev/null && echo there || true"
+    try:
+        for action in ("restart", "reload"):
+            shell(host, f"systemctl {action} nftables.service")
+            fleet.wait_until(
+                f"the guard of {name} after a {action}",
+                lambda: shell(host, listed).strip(),
+                30,
+                lambda seen: seen == "there",
+            )
+    finally:
+        shell(host, "systemctl stop nftables.service; systemctl start prime-spark-vpn-guard")
