@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ def test_a_default_of_a_secret_is_in_the_vault(role: str) -> None:
     for name, value in (load(ROOT / "roles" / role / "defaults" / "main.yml") or {}).items():
         if re.search(r"(password|seed|token|secret)$", name):
             assert "vault_" in str(value), f"{name} has a default that is not the vault's"
+
+
+def test_every_option_is_read() -> None:
+    read: set[str] = set()
+    for folder in ("roles", "playbooks", "plugins"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".yml", ".j2", ".py"} and path.name != "argument_specs.yml":
+                words = Counter(re.findall(r"\w+", path.read_text()))
+                # Where a variable gets its default, its name stands once in any case.
+                at_least = 2 if path.parent.name == "defaults" else 1
+                read |= {word for word, count in words.items() if count >= at_least}
+    assert {name for role in ROLES for name in options(role)} - read == set()
 
 
 def test_every_role_can_be_removed_by_command() -> None:
