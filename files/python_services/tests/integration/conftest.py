@@ -35,6 +35,7 @@ LONGEST = (
     "test_hostile_http",
     "test_dag",
     "test_tasks",
+    "test_dispatcher",
     "test_telemetry",
     "test_publisher",
 )
