@@ -311,6 +311,7 @@ def read_all(server: KafkaServer, topic: str, partitions: int) -> list[Any]:
             assert time.monotonic() < deadline, f"cannot read {topic}"
             for batch in client.poll(timeout_ms=200).values():
                 records += batch
+                deadline = time.monotonic() + 30  # however many there are
         return sorted(records, key=lambda record: (record.partition, record.offset))
     finally:
         client.close()

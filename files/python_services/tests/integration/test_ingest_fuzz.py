@@ -42,6 +42,7 @@ WAVE = 400
 # A sentinel is stored within 10 s of its send; a busy machine takes its time.
 SECONDS = 30.0
 DRAIN_SECONDS = 120.0
+MAINTENANCE_SECONDS = MESSAGES / 150
 EXPORTER_FAILURES = "prime_spark_kafka_exporter_failures_total"
 
 Place = tuple[int, int]
@@ -292,7 +293,7 @@ def check_maintenance(path: Pipeline, folder: Path) -> None:
     command = Command("db", folder, config, {"database_password": path.postgres.password})
     answer: dict[str, Any] = {"pending": None}
     dropped = 0
-    deadline = time.monotonic() + DRAIN_SECONDS
+    deadline = time.monotonic() + MAINTENANCE_SECONDS
     while answer["pending"] != 0 or answer["dropped"]:
         assert time.monotonic() < deadline, answer
         answer = command.answer("maintain")
