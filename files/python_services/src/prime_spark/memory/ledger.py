@@ -68,19 +68,8 @@ class Ledger:
             return
         found = sizes()
         with self._changing():
-            if self._recounted:
-                return
-            rows = self._db.execute("SELECT key, owner, bytes FROM files").fetchall()
-            owners = {key: owner for key, owner, _ in rows}
-            counted = {(key, size) for key, _, size in rows}
-            there = set(found.items())
-            self._db.executemany(
-                "DELETE FROM files WHERE key = ?", [(key,) for key, _ in counted - there]
-            )
-            self._db.executemany(
-                "INSERT INTO files VALUES (?, ?, ?)",
-                [(key, owners.get(key, ""), size) for key, size in there - counted],
-            )
+            if not self._recounted:
+                self._take_over(found)
         self._recounted = True
 
     @contextlib.contextmanager
@@ -139,6 +128,19 @@ class Ledger:
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield
+
+    def _take_over(self, found: Mapping[str, int]) -> None:
+        rows = self._db.execute("SELECT key, owner, bytes FROM files").fetchall()
+        owners = {key: owner for key, owner, _ in rows}
+        counted = {(key, size) for key, _, size in rows}
+        there = set(found.items())
+        self._db.executemany(
+            "DELETE FROM files WHERE key = ?", [(key,) for key, _ in counted - there]
+        )
+        self._db.executemany(
+            "INSERT INTO files VALUES (?, ?, ?)",
+            [(key, owners.get(key, ""), size) for key, size in there - counted],
+        )
 
     def _row(self, key: str) -> tuple[str, int] | None:
         row: tuple[str, int] | None = self._db.execute(
