@@ -55,6 +55,16 @@ PLAYBOOKS = {
   tasks:
     - ansible.builtin.raw: setsid --fork sleep 3001; (trap '' TERM; sleep 3002) & sleep 3003
 """,
+    "mend.yml": """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.lineinfile:
+        {path: "{{ file }}", line: mended, create: true, mode: "0600"}
+    - ansible.builtin.copy:
+        {content: "CANARY-{{ 40 + 2 }}", dest: "{{ file }}.secret", mode: "0600"}
+      no_log: true
+""",
     "fail.yml": """
 - hosts: all
   gather_facts: false
@@ -95,6 +105,14 @@ def document(journal: Path) -> dict[str, Any]:
             by_type("hang", {"playbook": "hang.yml"}),
             by_type("late", {"playbook": "hang.yml", "timeout_seconds": 3}),
             by_type("fail", {"playbook": "fail.yml"}),
+            by_type(
+                "plan",
+                {
+                    "playbook": "mend.yml",
+                    "approval": "required",
+                    "variables": {"file": f"{journal}.mended"},
+                },
+            ),
             {
                 "name": "mend",
                 "source": "alerts",
@@ -109,10 +127,10 @@ class HookCommand(Command):
     def arguments(self) -> list[str]:
         return [sys.executable, "-m", "prime_spark.hook", *super().arguments()[1:]]
 
-    def call(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one of the commands beside the service."""
         program, *config = self.arguments()[2:]
-        command = [sys.executable, "-m", program, name, *config, *arguments]
+        command = [sys.executable, "-m", program, *arguments, *config]
         return subprocess.run(
             command,
             env=self.environment(),
@@ -310,9 +328,9 @@ def test_many_at_once_are_answered_and_become_one_run_of_each_kind(hook: Hook) -
     for run in waiting[2:]:
         hook.queue.cancel(run.id)
     first = waiting[1].id
-    assert [hook.command.call("cancel", str(first)).returncode for _ in range(2)] == [0, 1]
-    shown = hook.command.call("runs", "--number", "1").stdout.splitlines()
-    assert [json.loads(line)["job"]["rule"] for line in shown] == ["urgent"]
+    assert [hook.command.call("runs", "cancel", str(first)).returncode for _ in range(2)] == [0, 1]
+    shown = hook.command.call("runs", "list", "--json", "--number", "1").stdout
+    assert [run["rule"] for run in json.loads(shown)] == ["urgent"]
     hook.queue.cancel(blocker)
     assert hook.ended(blocker).state == "cancelled"
     assert hook.ended(waiting[0].id).state == hook.ended(urgent).state == "succeeded"
@@ -332,6 +350,45 @@ def test_a_cancelled_run_leaves_no_process(hook: Hook) -> None:
         for run in runs:
             assert hook.ended(run).state == "cancelled"
             assert hook.processes(run) == []
+
+
+def test_a_plan_is_applied_once_it_is_approved_and_only_as_it_was(hook: Hook) -> None:
+    file = Path(f"{hook.journal}.mended")
+
+    def planned() -> Run:
+        run = hook.run("plan", limit="h1")
+        eventually(lambda: hook.get(run).state == "waiting_approval", PATIENCE, "planned")
+        return hook.get(run)
+
+    def approve(run: Run) -> int:
+        shown = hook.command.call("runs", "show", str(run.id)).stdout
+        assert "+mended" in shown
+        assert "h1: 1 tasks with no_log" in shown
+        assert "CANARY" not in shown
+        assert run.plan_hash is not None
+        said = hook.command.call("runs", "approve", str(run.id), "--hash", run.plan_hash, "--json")
+        started: int = json.loads(said.stdout)["run"]
+        return started
+
+    first, second = planned(), planned()
+    assert not file.exists()
+    assert hook.get(first.id).state == "expired", "there is a newer plan"
+    # What is there now is not what was seen.
+    file.write_text("of somebody else\n")
+    refused = approve(second)
+    assert hook.ended(refused).state == "plan_changed"
+    plan = hook.directory(refused).plan()
+    assert plan is not None
+    assert plan.hash != second.plan_hash
+    assert file.read_text() == "of somebody else\n"
+    third = planned()
+    assert third.plan_hash == plan.hash
+    applied = hook.ended(approve(third))
+    assert (applied.state, applied.results) == ("succeeded", {"h1": "changed"})
+    assert (applied.applies, hook.get(third.id).applied) == (third.id, applied.id)
+    assert file.read_text() == "of somebody else\nmended\n"
+    # Nothing is left to approve.
+    assert hook.ended(hook.run("plan", limit="h1")).reason == "nothing would change"
 
 
 def test_time_is_up_and_a_process_that_dies_without_a_result(hook: Hook) -> None:

@@ -17,7 +17,7 @@ from prime_spark.config import (
     fail,
     load_config,
 )
-from prime_spark.hook import service
+from prime_spark.hook import service, terminal
 from prime_spark.hook.rules import Rules, RulesError, ValueRefusedError, load_rules
 from prime_spark.hook.settings import HookConfig
 from prime_spark.hook.signatures import events_of
@@ -26,11 +26,9 @@ _EPILOG = """\
 a recorded delivery is JSON:
   {"source": "github", "headers": {"X-GitHub-Event": "push"}, "body": {"ref": "refs/heads/main"}}
 
-exit status: 0 yes, 1 the delivery starts nothing or the run has ended, 2 wrong usage, rules or
-configuration
+exit status: 0 yes, 1 the delivery starts nothing or what was asked for cannot be, 2 wrong usage,
+rules or configuration
 """
-
-_CONFIG = Path("/etc/prime-spark/hook/config.json")
 
 
 class Recorded(msgspec.Struct, forbid_unknown_fields=True):
@@ -55,7 +53,7 @@ def _serve(argv: Sequence[str]) -> int:
     parser = argument_parser(
         "prime-spark-hook",
         "Start playbook runs from signed web hooks. `prime-spark-hook COMMAND --help` is about "
-        "the commands: runs, cancel, check-rules, test-rule.",
+        "the commands: runs, start, drift, mend, breakers, reset, check-rules, test-rule.",
     )
     arguments = parser.parse_args(argv)
     config = _config(arguments.config)
@@ -92,36 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument("rules", type=Path)
     test.add_argument("--delivery", type=Path, required=True, metavar="FILE")
     test.set_defaults(run=_test_rule)
-    runs = commands.add_parser("runs", help="list the newest runs, a line of JSON each")
-    runs.add_argument("--config", type=Path, default=_CONFIG)
-    runs.add_argument("--number", type=int, default=20)
-    runs.set_defaults(run=_runs)
-    cancel = commands.add_parser("cancel", help="end a run that waits or has begun")
-    cancel.add_argument("id", type=int)
-    cancel.add_argument("--config", type=Path, default=_CONFIG)
-    cancel.set_defaults(run=_cancel)
+    terminal.add_commands(commands)
     one = commands.add_parser("run-one", help="the process of one run; started by the service")
     one.add_argument("directory", type=Path)
     one.set_defaults(run=_run_one)
     return parser
-
-
-def _runs(arguments: argparse.Namespace) -> int:
-    queue = service.open_queue(_config(arguments.config))
-    for run in queue.newest(arguments.number):
-        line = {**msgspec.to_builtins(run), "deliveries": queue.deliveries(run.id)}
-        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
-    return 0
-
-
-def _cancel(arguments: argparse.Namespace) -> int:
-    queue = service.open_queue(_config(arguments.config))
-    if queue.cancel(arguments.id):
-        return 0
-    run = queue.get(arguments.id)
-    state = "is not known" if run is None else f"has ended: {run.state}"
-    sys.stderr.write(f"run {arguments.id} {state}\n")
-    return 1
 
 
 def _run_one(arguments: argparse.Namespace) -> int:

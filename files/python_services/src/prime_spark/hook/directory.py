@@ -3,6 +3,8 @@
     order.json     written by the service
     claim          of the process that runs it: whoever makes it has the run, and keeps it locked
     events.jsonl   what ansible-runner tells, a line each
+    plan.json      what would change, of a run that is a plan or looked again before it applied one
+    drift.json     the report of a run that looked for drift
     result.json    how it ended, written by the process
 
 The claim is what makes a run begin once: a process that finds one does nothing. The kernel gives
@@ -15,15 +17,19 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from prime_spark.config import Config
-from prime_spark.hook.queue import Ended
+from prime_spark.hook.drift import Report
+from prime_spark.hook.plan import Plan
+from prime_spark.hook.queue import Ended, HostResult
 from prime_spark.hook.rules import Job
 from prime_spark.hook.settings import AnsibleConfig
 from prime_spark.runtime import atomic
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Order(Config, frozen=True):
@@ -37,11 +43,12 @@ class Order(Config, frozen=True):
 
 
 class Result(Config, frozen=True):
-    """How a run ended; `ended` in Unix seconds."""
+    """How a run ended, also on each host; `ended` in Unix seconds."""
 
     state: Ended
     reason: Annotated[str, msgspec.Meta(max_length=2000)]
     ended: float
+    results: dict[str, HostResult] = msgspec.field(default_factory=dict)
 
 
 class Claim:
@@ -98,10 +105,7 @@ class RunDirectory:
             return "unclaimed"
         except BlockingIOError:
             return "alive"
-        try:
-            return msgspec.json.decode((self.path / "result.json").read_bytes(), type=Result)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return "lost"
+        return self._read("result.json", Result) or "lost"
 
     def process(self) -> int | None:
         """Return the process that has the run, while it lives."""
@@ -111,6 +115,31 @@ class RunDirectory:
             return int((self.path / "claim").read_text())
         return None
 
+    def write_plan(self, plan: Plan) -> None:
+        """Keep what would change."""
+        self._write("plan.json", msgspec.json.encode(plan))
+
+    def plan(self) -> Plan | None:
+        """Return what would change, where the run has looked."""
+        return self._read("plan.json", Plan)
+
+    def write_drift(self, report: Report) -> None:
+        """Keep what has drifted."""
+        self._write("drift.json", msgspec.json.encode(report))
+
+    def drift(self) -> Report | None:
+        """Return what has drifted, where the run could tell."""
+        return self._read("drift.json", Report)
+
     def finish(self, result: Result) -> None:
         """Say how the run ended; it is on the disk when this returns."""
-        atomic.replace(self.path / "result.json", msgspec.json.encode(result))
+        self._write("result.json", msgspec.json.encode(result))
+
+    def _read(self, name: str, kind: type[T]) -> T | None:
+        try:
+            return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def _write(self, name: str, data: bytes) -> None:
+        atomic.replace(self.path / name, data)

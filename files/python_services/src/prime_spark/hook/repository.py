@@ -7,6 +7,7 @@ are played that an allowed ref contains.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -19,6 +20,29 @@ from prime_spark.hook.settings import RepositoryConfig
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _USERINFO = re.compile(r"(://)[^/\s]*@")
 _REASON_CHARS = 300
+
+
+def revision_of(checkout: str) -> str:
+    """Return what names the files of a checkout: its commit, and a hash of what differs from that.
+
+    Empty where Git does not know it.
+    """
+    seen = []
+    for arguments in (
+        ("rev-parse", "HEAD"),
+        ("status", "--porcelain", "--untracked-files=all"),
+        ("diff", "--no-ext-diff", "--binary", "HEAD"),
+    ):
+        # It is played, so it is trusted, whoever owns it.
+        command = ["git", "--no-optional-locks", "-c", "safe.directory=*", "-C", checkout]
+        try:
+            done = subprocess.run([*command, *arguments], capture_output=True, check=True)  # noqa: S603
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+        seen.append(done.stdout)
+    head = seen[0].decode().strip()
+    changed = b"".join(seen[1:])
+    return f"{head}+{hashlib.sha256(changed).hexdigest()[:16]}" if changed else head
 
 
 class GitError(Exception):

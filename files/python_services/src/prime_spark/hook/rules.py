@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +33,11 @@ Tag = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*\Z")]
 # No file (@...), and nothing that would be taken for an option.
 HostPattern = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_*!&][A-Za-z0-9_.,:!&*\[\]-]*\Z")]
 VariableName = Annotated[str, Meta(pattern=r"^[a-z_][a-z0-9_]{0,63}\Z")]
+Ref = Annotated[str, Meta(pattern=r"^refs/(heads|tags)/[A-Za-z0-9._/-]+\Z")]
+Approval = Literal["required"]
+Report = Literal["drift"]
+# The rule of runs that mend what has drifted.
+MEND = "mend"
 
 # Python's own reading of a regular expression; the library documents no other.
 _parser = import_module("re._parser")
@@ -42,6 +48,7 @@ _COMMIT = "[0-9a-f]{40}([0-9a-f]{24})?"
 _MATCHED_CHARS = 200
 _MAX_WAYS = 4 * (_MATCHED_CHARS + 1) ** 3
 _MAX_BYTES = 1024 * 1024
+_DAY_SECONDS = 86400.0
 
 
 class RulesError(Exception):
@@ -167,8 +174,9 @@ class BodyValue(Config, frozen=True):
 class Action(Config, frozen=True):
     """What is run: arguments of ansible-playbook, and what the queue has to know.
 
-    `commit` is the field of the body that names the commit whose playbooks are played; without it
-    the configured checkout is.
+    `commit` is the field of the body that names the commit whose playbooks are played, `ref` is a
+    ref whose newest commit they are of; without either the configured checkout is played. With
+    `approval` the run is a plan until somebody approves it. `report` says what its result is.
     """
 
     playbook: Playbook
@@ -180,8 +188,18 @@ class Action(Config, frozen=True):
     variables: dict[VariableName, Scalar] = msgspec.field(default_factory=dict)
     from_body: dict[VariableName, BodyValue] = msgspec.field(default_factory=dict)
     commit: FieldPath | None = None
+    ref: Ref | None = None
+    approval: Approval | None = None
+    approval_seconds: PositiveSeconds | UnsetType = UNSET
+    report: Report | None = None
 
     def __post_init__(self) -> None:
+        if self.commit and self.ref:
+            raise ValueError("expected one of commit and ref")
+        if not isinstance(self.approval_seconds, UnsetType) and not self.approval:
+            raise ValueError("approval_seconds: there is no approval: required")
+        if self.approval and (self.check or self.report):
+            raise ValueError("approval: a run with check or report changes nothing")
         if isinstance(self.limit, BodyValue):
             self._check_hosts(self.limit)
         for name in self.from_body:
@@ -221,6 +239,38 @@ class Rule(Config, frozen=True):
     remediation: Remediation | None = None
 
 
+class Schedule(Config, frozen=True):
+    """Starts `run` each `every_seconds`, or each day `at` a time of this host (`03:30`)."""
+
+    name: Name
+    run: Action
+    every_seconds: Annotated[float, Meta(ge=60)] | UnsetType = UNSET
+    at: Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]\Z")] | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if [self.every_seconds, self.at].count(UNSET) != 1:
+            raise ValueError("expected exactly one of every_seconds, at")
+
+    def next(self, last: float) -> float:
+        """Return when it is due after it was at `last`; both in Unix seconds."""
+        if not isinstance(self.every_seconds, UnsetType):
+            return last + self.every_seconds
+        hour, minute = map(int, str(self.at).split(":"))
+        day = time.localtime(last)
+        due = [
+            time.mktime((day.tm_year, day.tm_mon, day.tm_mday + more, hour, minute, 0, 0, 0, -1))
+            for more in (0, 1)
+        ]
+        return due[0] if due[0] > last else due[1]
+
+
+class Applied(Config, frozen=True):
+    """The plan that a run applies, as it was approved."""
+
+    run: int
+    plan_hash: str
+
+
 class Job(Config, frozen=True):
     """What is to be run. Two that are equal are the same run."""
 
@@ -234,21 +284,47 @@ class Job(Config, frozen=True):
     variables: dict[VariableName, Scalar]
     remediation: Remediation | None = None
     commit: str | None = None
+    ref: Ref | None = None
+    approval_seconds: PositiveSeconds | None = None
+    applies: Applied | None = None
+    report: Report | None = None
+
+    @property
+    def plans(self) -> bool:
+        """Whether the run makes a plan that is to be approved."""
+        return self.approval_seconds is not None and self.applies is None
 
     def arguments(self) -> list[str]:
         """Return the arguments of ansible-playbook, without inventory and variables."""
-        options = ["--check", "--diff"] if self.check else []
+        options = ["--check", "--diff"] if self.check or self.plans else []
         options += ["--tags", ",".join(self.tags)] if self.tags else []
         options += ["--limit", self.limit] if self.limit else []
         return [*options, self.playbook]
 
 
 class Rules(Config, frozen=True):
-    """The whole file. The first rule that matches a delivery is the one that counts."""
+    """The whole file. The first rule that matches a delivery is the one that counts.
+
+    `mend` is what mends a role of a host that has drifted: it is planned, and waits for approval.
+    """
 
     sources: Annotated[list[Source], Meta(min_length=1)]
     playbooks: Annotated[list[Playbook], Meta(min_length=1)]
     rules: list[Rule]
+    schedules: list[Schedule] = msgspec.field(default_factory=list)
+    mend: Action | None = None
+
+    def names(self) -> list[str]:
+        """Return the names that runs have as their rule."""
+        own = [*(rule.name for rule in self.rules), *(each.name for each in self.schedules)]
+        return own if self.mend is None else [*own, MEND]
+
+    def actions(self) -> Iterator[tuple[str, Action]]:
+        """Yield all that can be run, and where it stands."""
+        yield from ((f"rule {rule.name!r}, run", rule.run) for rule in self.rules)
+        yield from ((f"schedule {each.name!r}, run", each.run) for each in self.schedules)
+        if self.mend is not None:
+            yield MEND, self.mend
 
     def source(self, name: str) -> Source | None:
         """Return the source of that name."""
@@ -261,8 +337,26 @@ class Rules(Config, frozen=True):
         """
         for rule in self.rules:
             if rule.source == source and rule.match.first_miss(headers, body) is None:
-                return _job(rule, body)
+                return _job(rule.name, rule.run, body, rule.remediation)
         return None
+
+    def scheduled(self, name: str) -> Job | None:
+        """Return what the schedule of that name starts."""
+        found = next((each for each in self.schedules if each.name == name), None)
+        return None if found is None else _job(name, found.run)
+
+    def mending(self, host: str, role: str) -> Job | None:
+        """Return what plans to mend a role of a host; None when there is no `mend`.
+
+        Raises ValueError when host or role cannot be a limit or a tag.
+        """
+        if self.mend is None:
+            return None
+        limit, tag = msgspec.convert(host, HostPattern), msgspec.convert(role, Tag)
+        if set(host) & set("*!&:,[]"):
+            raise ValueError(f"{host!r} is not the name of one host")
+        job = _job(MEND, self.mend)
+        return msgspec.structs.replace(job, limit=limit, tags=[tag])
 
     def misses(self, source: str, headers: Mapping[str, str], body: object) -> dict[str, str]:
         """Return, for each rule that does not match, what first speaks against it."""
@@ -325,8 +419,9 @@ def read_rules(text: str, origin: str) -> Rules:
     return rules
 
 
-def _job(rule: Rule, body: object) -> Job:
-    run = rule.run
+def _job(
+    rule: str, run: Action, body: object = None, remediation: Remediation | None = None
+) -> Job:
     taken: dict[str, Scalar] = {}
     wanted = dict(run.from_body)
     if isinstance(run.limit, BodyValue):
@@ -336,12 +431,16 @@ def _job(rule: Rule, body: object) -> Job:
     for name, wish in wanted.items():
         value = wish.take(body)
         if value is None:
-            raise ValueRefusedError(f"field {wish.field} is not what rule {rule.name} takes")
+            raise ValueRefusedError(f"field {wish.field} is not what rule {rule} takes")
         taken[name] = value
     limit = str(taken.pop("limit")) if isinstance(run.limit, BodyValue) else run.limit
     commit = str(taken.pop("commit")) if run.commit is not None else None
+    seconds = None
+    if run.approval:
+        given = run.approval_seconds
+        seconds = _DAY_SECONDS if isinstance(given, UnsetType) else given
     return Job(
-        rule=rule.name,
+        rule=rule,
         playbook=run.playbook,
         tags=run.tags,
         limit=limit,
@@ -349,8 +448,11 @@ def _job(rule: Rule, body: object) -> Job:
         priority=run.priority,
         timeout_seconds=run.timeout_seconds,
         variables={**run.variables, **taken},
-        remediation=rule.remediation,
+        remediation=remediation,
         commit=commit,
+        ref=run.ref,
+        approval_seconds=seconds,
+        report=run.report,
     )
 
 
@@ -358,7 +460,7 @@ def _contradictions(rules: Rules) -> Iterator[tuple[str, str]]:
     """Yield places and what is wrong there, as far as types do not tell."""
     for what, names in (
         ("sources", [source.name for source in rules.sources]),
-        ("rules", [rule.name for rule in rules.rules]),
+        ("rules and schedules", rules.names()),
     ):
         for name in names:
             if names.count(name) > 1:
@@ -370,23 +472,41 @@ def _contradictions(rules: Rules) -> Iterator[tuple[str, str]]:
                 yield f"source {name!r}, secrets", f"{secret!r} is of source {other!r}, too"
     sources = [source.name for source in rules.sources]
     for rule in rules.rules:
-        where = f"rule {rule.name!r}"
-        for key, value, known in (
-            ("source", rule.source, sources),
-            ("run.playbook", rule.run.playbook, rules.playbooks),
-        ):
-            if value not in known:
-                close = difflib.get_close_matches(value, known, n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                yield f"{where}, {key}", f"{value!r} is none of {', '.join(known)}{hint}"
+        yield from _unknown(f"rule {rule.name!r}, source", rule.source, sources)
+    for where, run in rules.actions():
+        yield from _unknown(f"{where}.playbook", run.playbook, rules.playbooks)
         for name in ("limit", "commit"):
-            if name in rule.run.from_body:
-                yield f"{where}, run.from_body", f"{name} is no variable; expected run.{name}"
+            if name in run.from_body:
+                yield f"{where}.from_body", f"{name} is no variable; expected run.{name}"
+    yield from _without_body(rules)
+
+
+def _without_body(rules: Rules) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with what no delivery starts."""
+    for schedule in rules.schedules:
+        if _of_body(schedule.run):
+            yield f"schedule {schedule.name!r}, run", "there is no body to take a value from"
+    if (mend := rules.mend) is not None:
+        if _of_body(mend) or mend.limit or mend.tags:
+            yield MEND, "limit and tags are the host and its role; there is no body"
+        if not mend.approval:
+            yield MEND, "expected approval: required"
+
+
+def _of_body(run: Action) -> bool:
+    return bool(run.from_body or run.commit or isinstance(run.limit, BodyValue))
+
+
+def _unknown(where: str, value: str, known: list[str]) -> Iterator[tuple[str, str]]:
+    if value not in known:
+        close = difflib.get_close_matches(value, known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        yield where, f"{value!r} is none of {', '.join(known)}{hint}"
 
 
 def _place(path: str, data: object) -> str:
     """Return msgspec's path with the name of the rule or source instead of its number."""
-    found = re.match(r"\$\.(rules|sources)\[(\d+)\]\.?(.*)", path)
+    found = re.match(r"\$\.(rules|sources|schedules)\[(\d+)\]\.?(.*)", path)
     if not found:
         return path.removeprefix("$.").removeprefix("$") or "the file"
     kind, number, rest = found[1], int(found[2]), found[3]
@@ -413,7 +533,7 @@ def _named(place: str, data: object) -> str:
 def _expected(what: str, place: str) -> str:
     """Return what helps to mend what msgspec has found, or nothing."""
     if found := re.match(r"Invalid enum value '(.*)'", what):
-        known = get_args(Kind if place.endswith(".kind") else Priority)
+        known = get_args(_CHOICES[place.rpartition(".")[2]])
         close = difflib.get_close_matches(found[1], known, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         return f": expected one of {', '.join(known)}{hint}"
@@ -432,6 +552,12 @@ def _strings(value: object, path: str) -> Iterator[tuple[str, str]]:
             yield from _strings(item, f"{path}[{number}]")
 
 
+_CHOICES: dict[str, Any] = {
+    "kind": Kind,
+    "priority": Priority,
+    "approval": Approval,
+    "report": Report,
+}
 _MAPPINGS: dict[str, Any] = {
     "headers": Condition,
     "body": Condition,

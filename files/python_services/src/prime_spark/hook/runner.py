@@ -14,19 +14,23 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import ansible_runner
 import msgspec
 
 from prime_spark.hook.directory import Order, Result, RunDirectory
+from prime_spark.hook.drift import HostReport, Report
+from prime_spark.hook.plan import Planner
 from prime_spark.hook.processes import MARK, adopt_orphans, end_descendants
-from prime_spark.hook.queue import Ended
+from prime_spark.hook.queue import Ended, HostResult
+from prime_spark.hook.repository import revision_of
 
 # The hook answers while playbooks work.
 _NICE = 5
 _REASON_CHARS = 1000
 _SSH_PROGRAMS = ("ssh", "sftp", "scp")
+_DARK: Literal["unreachable"] = "unreachable"
 
 
 def run_one(path: Path) -> int:
@@ -44,14 +48,21 @@ def run_one(path: Path) -> int:
     try:
         with directory.events.open("ab") as stream:
             events = _Events(stream, order.event_bytes)
-            state, reason = _play(directory, order, events, ending)
+            state, reason = _Play(directory, order, events, ending).whole()
     finally:
         left = ending.finish()
         # Variables, facts and what else Ansible has put down.
         shutil.rmtree(directory.private, ignore_errors=True)
     if left:
         reason = f"{reason}; still there: processes {', '.join(map(str, left))}"
-    directory.finish(Result(state=state, reason=reason[:_REASON_CHARS], ended=time.time()))
+    directory.finish(
+        Result(
+            state=state,
+            reason=reason[:_REASON_CHARS],
+            ended=time.time(),
+            results=events.results(),
+        )
+    )
     # The claim goes with the process: whoever sees that the run has ended sees no process of it.
     return 0
 
@@ -85,43 +96,103 @@ def write_wrappers(order: Order, private: Path) -> None:
         wrapper.chmod(0o700)
 
 
-def _play(
-    directory: RunDirectory, order: Order, events: _Events, ending: _Ending
-) -> tuple[Ended, str]:
-    job, private = order.job, directory.private
-    (private / "env").mkdir(mode=0o700, parents=True)
-    private.chmod(0o700)
-    (private / "home").mkdir(mode=0o700)
-    write_wrappers(order, private)
-    # Not as arguments: everybody sees those.
-    (private / "env" / "extravars").write_bytes(msgspec.json.encode(job.variables))
-    os.environ.clear()
-    os.environ.update(environment(order, private))
-    os.environ[MARK] = str(directory.path)
-    try:
-        runner = ansible_runner.run(
-            private_data_dir=str(private),
-            project_dir=order.ansible.checkout,
-            inventory=str(Path(order.ansible.checkout) / order.ansible.inventory),
-            playbook=job.playbook,
-            limit=job.limit,
-            tags=",".join(job.tags) or None,
-            cmdline="--check --diff" if job.check else None,
-            ident="run",
-            quiet=True,
-            event_handler=events.take,
-            # Without one, ansible-runner takes the signals' handlers away.
-            cancel_callback=lambda: False,
-        )
-    except Exception as error:  # noqa: BLE001 (pexpect's and ansible-runner's own)
-        status, reason = "failed", f"ansible-runner: {type(error).__name__}: {error}"
-    else:
-        status, reason = runner.status, f"ansible-playbook ended with {runner.rc}"
-    if status == "successful":
+class _Play:
+    """What the order says: a run of ansible-playbook, with a look before it that applies a plan."""
+
+    def __init__(
+        self, directory: RunDirectory, order: Order, events: _Events, ending: _Ending
+    ) -> None:
+        self._directory = directory
+        self._order = order
+        self._events = events
+        self._ending = ending
+
+    def whole(self) -> tuple[Ended, str]:
+        """Return how it ended, and why."""
+        job = self._order.job
+        if job.plans:
+            return self._plan()[:2]
+        if job.report is not None:
+            return self._report()
+        if job.applies is not None:
+            state, reason, seen = self._plan()
+            if state != "succeeded":
+                return state, reason
+            if seen != job.applies.plan_hash:
+                return "plan_changed", "what would change is no longer what was approved"
+            self._events.begin("Nothing has changed since it was approved: apply")
+        return self._ansible("apply", check=job.check)
+
+    def _plan(self) -> tuple[Ended, str, str]:
+        """See what would change, and keep that; return its hash, too."""
+        job, checkout = self._order.job, self._order.ansible.checkout
+        revision = job.commit or revision_of(checkout)
+        self._events.planner = Planner(checkout, revision)
+        state, reason = self._ansible("plan", check=True)
+        plan = self._events.planner.plan()
+        self._events.planner = None
+        self._directory.write_plan(plan)
+        return state, reason, plan.hash
+
+    def _report(self) -> tuple[Ended, str]:
+        """Play, and keep the report that the playbook writes."""
+        file = self._directory.private / "drift.json"
+        state, reason = self._ansible("apply", check=False, drift_file=str(file))
+        if self._ending.early() is not None:
+            return state, reason
+        try:
+            report = msgspec.json.decode(file.read_bytes(), type=Report)
+        except FileNotFoundError:
+            # With nobody left to play on, the playbook writes nothing.
+            dark = [host for host, result in self._events.results().items() if result == _DARK]
+            if not dark or state != _DARK:
+                return state, reason
+            report = Report({host: HostReport(_DARK, {}) for host in dark})
+        except msgspec.MsgspecError as error:
+            return "failed", f"no report: {error}"
+        states = {host.state for host in report.hosts.values()}
+        if state == "failed" and "refused" not in states:
+            return state, reason
+        self._directory.write_drift(report)
         return "succeeded", ""
-    if ending.why is not None:
-        return ending.why, ending.reason
-    return events.verdict(reason)
+
+    def _ansible(self, phase: str, *, check: bool, **variables: str) -> tuple[Ended, str]:
+        """Run ansible-playbook in a directory of its own."""
+        if (ended := self._ending.early()) is not None:
+            return ended
+        job, ansible = self._order.job, self._order.ansible
+        private = self._directory.private / phase
+        (private / "env").mkdir(mode=0o700, parents=True)
+        self._directory.private.chmod(0o700)
+        (private / "home").mkdir(mode=0o700)
+        write_wrappers(self._order, private)
+        # Not as arguments: everybody sees those.
+        (private / "env" / "extravars").write_bytes(msgspec.json.encode(job.variables | variables))
+        os.environ.clear()
+        os.environ.update(environment(self._order, private))
+        os.environ[MARK] = str(self._directory.path)
+        try:
+            runner = ansible_runner.run(
+                private_data_dir=str(private),
+                project_dir=ansible.checkout,
+                inventory=str(Path(ansible.checkout) / ansible.inventory),
+                playbook=job.playbook,
+                limit=job.limit,
+                tags=",".join(job.tags) or None,
+                cmdline="--check --diff" if check else None,
+                ident="run",
+                quiet=True,
+                event_handler=self._events.take,
+                # Without one, ansible-runner takes the signals' handlers away.
+                cancel_callback=lambda: False,
+            )
+        except Exception as error:  # noqa: BLE001 (pexpect's and ansible-runner's own)
+            status, reason = "failed", f"ansible-runner: {type(error).__name__}: {error}"
+        else:
+            status, reason = runner.status, f"ansible-playbook ended with {runner.rc}"
+        if status == "successful":
+            return "succeeded", ""
+        return self._ending.early() or self._events.verdict(reason)
 
 
 class _Events:
@@ -131,11 +202,19 @@ class _Events:
         self._stream = stream
         self._left = max_bytes
         self._stats: dict[str, Any] = {}
+        self.planner: Planner | None = None
+
+    def begin(self, what: str) -> None:
+        """Say that another run of ansible-playbook follows."""
+        self._stats = {}
+        self.take({"event": "phase", "stdout": what})
 
     def take(self, event: dict[str, Any]) -> bool:
         """Keep an event here, and not as a file of its own."""
         if event.get("event") == "playbook_on_stats":
             self._stats = event.get("event_data", {})
+        if self.planner is not None:
+            self.planner.take(event)
         line = msgspec.json.encode(event) + b"\n"
         if self._left > 0:
             self._left -= len(line)
@@ -144,6 +223,18 @@ class _Events:
             self._stream.write(line)
             self._stream.flush()
         return False
+
+    def results(self) -> dict[str, HostResult]:
+        """Return how it was for each host."""
+        found: dict[str, HostResult] = dict.fromkeys(self._stats.get("processed") or {}, "ok")
+        kinds: tuple[tuple[str, HostResult], ...] = (
+            ("changed", "changed"),
+            ("dark", "unreachable"),
+            ("failures", "failed"),
+        )
+        for key, result in kinds:
+            found |= dict.fromkeys(self._stats.get(key) or {}, result)
+        return found
 
     def verdict(self, otherwise: str) -> tuple[Ended, str]:
         """Return how a run that did not succeed ended: hosts failed, or are only unreachable."""
@@ -158,8 +249,8 @@ class _Ending:
     """Ends what the run has started: when it is asked to, when time is up, and at the end."""
 
     def __init__(self, seconds: float, grace: float) -> None:
-        self.why: Ended | None = None
-        self.reason = ""
+        self._why: Ended | None = None
+        self._reason = ""
         self._seconds = seconds
         self._grace = grace
         self._asked = threading.Event()
@@ -169,9 +260,13 @@ class _Ending:
 
     def cancel(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal."""
-        if self.why is None:
-            self.why, self.reason = "cancelled", f"by {signal.Signals(number).name}"
+        if self._why is None:
+            self._why, self._reason = "cancelled", f"by {signal.Signals(number).name}"
         self._asked.set()
+
+    def early(self) -> tuple[Ended, str] | None:
+        """Return how the run is to end before it has ended by itself, and why."""
+        return None if self._why is None else (self._why, self._reason)
 
     def finish(self) -> list[int]:
         """End what is left; return what could not be ended."""
@@ -182,6 +277,6 @@ class _Ending:
 
     def _watch(self) -> None:
         if not self._asked.wait(self._seconds):
-            self.why, self.reason = "timed_out", f"after {self._seconds:g} s"
+            self._why, self._reason = "timed_out", f"after {self._seconds:g} s"
         if not self._finished:
             end_descendants(self._grace)

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,11 @@ import msgspec
 import structlog
 
 from prime_spark.hook.directory import Order, Result, RunDirectory
+from prime_spark.hook.drift import Drift
 from prime_spark.hook.hosts import HostsError, hosts_of
 from prime_spark.hook.metrics import HookMetrics
 from prime_spark.hook.processes import end, marked
-from prime_spark.hook.queue import Ended, Queue, Run
+from prime_spark.hook.queue import Breaker, Ended, HostResult, Queue, Run
 from prime_spark.hook.repository import GitError, Repository
 from prime_spark.hook.rules import Job
 from prime_spark.hook.settings import AnsibleConfig, HookConfig
@@ -78,6 +79,8 @@ class Scheduler:
     ) -> None:
         self._config = config
         self._queue = queue
+        self._drift = Drift(queue)
+        self._breakers: list[Breaker] = queue.breakers()
         self._starter = starter
         self._metrics = metrics
         self._health = health
@@ -90,6 +93,7 @@ class Scheduler:
         self._attempts: dict[int, _Attempt] = {}
         self._lock = threading.Lock()
         self._hosts: dict[tuple[str | None, ...], tuple[float, frozenset[str]]] = {}
+        self._heads: tuple[float, dict[str, str]] = (0.0, {})
         self._changed = asyncio.Event()
         self._following = True
 
@@ -149,25 +153,43 @@ class Scheduler:
                 continue
             if places <= 0:
                 return
-            hosts = self._hosts_of(run, run.job, taken)
-            if hosts is None:
+            job = self._at_commit(run, run.job)
+            hosts = None if job is None else self._hosts_of(run, job, taken)
+            if job is None or hosts is None:
                 continue
             if hosts & taken:
                 taken |= hosts
                 continue
-            if reason := self._brake(run.job, hosts):
+            if reason := self._brake(job, hosts):
                 self._end(run, "skipped", reason)
                 continue
             try:
-                self._checkout(run.job, str(run.id))
+                self._checkout(job, str(run.id))
             except GitError as error:
                 self._end(run, "failed", str(error))
                 continue
-            self._directory(run).prepare(self._order(run, run.job))
-            if self._queue.start(run.id, hosts):
+            self._directory(run).prepare(self._order(run, job))
+            if self._queue.start(run.id, hosts, job):
                 self._launch(run)
                 taken |= hosts
                 places -= 1
+
+    def _at_commit(self, run: Run, job: Job) -> Job | None:
+        """Return the job at the commit that its ref has now; None when the run has ended."""
+        if job.ref is None or job.commit is not None or self._repository is None:
+            return job
+        at, heads = self._heads
+        if job.ref not in heads or time.monotonic() - at > _HOSTS_SECONDS:
+            try:
+                heads = self._repository.heads()
+            except GitError as error:
+                self._end(run, "failed", str(error))
+                return None
+            self._heads = (time.monotonic(), heads)
+        if job.ref not in heads:
+            self._end(run, "failed", f"there is no {job.ref}")
+            return None
+        return msgspec.structs.replace(job, commit=heads[job.ref])
 
     def _hosts_of(self, run: Run, job: Job, taken: set[str]) -> frozenset[str] | None:
         """Return the run's hosts; None when it has ended because there are none."""
@@ -198,6 +220,7 @@ class Scheduler:
         except GitError as error:
             _log.error("old worktrees stay", error=str(error))
         needed = {run.job.commit for run in pending if run.job is not None}
+        needed |= set(self._heads[1].values())
         self._hosts = {
             key: entry for key, entry in self._hosts.items() if key[0] is None or key[0] in needed
         }
@@ -212,8 +235,15 @@ class Scheduler:
     def _brake(self, job: Job, hosts: frozenset[str]) -> str | None:
         """Return why a remediation is not to start now."""
         brakes = job.remediation
-        if brakes is None:
+        # A plan that somebody has approved is to be applied.
+        if brakes is None or job.applies is not None:
             return None
+        for breaker in self._queue.breakers():
+            if breaker.rule == job.rule and breaker.host in hosts:
+                return (
+                    f"breaker: {breaker.failures} runs in a row failed on {breaker.host}; "
+                    f"prime-spark-hook reset {breaker.rule} {breaker.host}"
+                )
         now = time.time()
         recent = self._queue.started_since(job.rule, now - brakes.window_seconds)
         if len(recent) >= brakes.max_runs:
@@ -246,14 +276,26 @@ class Scheduler:
         active = self._queue.active()
         self._following = bool(active)
         ended = [run for run in active if self._look_at(run)]
+        for run in self._queue.expire():
+            _log.info("nobody approved a plan in time", run=run)
         self._metrics.count_states(self._queue.counts())
+        self._look_at_breakers()
         return bool(ended)
+
+    def _look_at_breakers(self) -> None:
+        breakers = self._queue.breakers()
+        for breaker in breakers:
+            if breaker not in self._breakers:
+                # For an alert: the rule is no help there.
+                _log.error("breaker open", rule=breaker.rule, host=breaker.host)
+        self._breakers = breakers
+        self._metrics.count_breakers(breakers)
 
     def _look_at(self, run: Run) -> bool:
         directory = self._directory(run)
         status = directory.status()
         if isinstance(status, Result):
-            return self._end(run, status.state, status.reason, status.ended)
+            return self._close(run, status, directory)
         if status == "lost":
             return self._close_lost(run, directory)
         if status == "alive":
@@ -263,6 +305,23 @@ class Scheduler:
                 self._stop(run, directory)
             return False
         return self._start_again(run, directory)
+
+    def _close(self, run: Run, result: Result, directory: RunDirectory) -> bool:
+        """Note how a run ended; with a plan it has not, but waits for approval."""
+        job = run.job
+        if job is not None and result.state == "succeeded" and not run.cancel:
+            plan = directory.plan() if job.plans else None
+            if plan is not None and plan.total:
+                if self._queue.wait_approval(run.id, plan.hash, plan.total):
+                    _log.info("run waits for approval", run=run.id, changes=plan.total)
+                return True
+            if job.report is not None and (report := directory.drift()):
+                whole = job.limit is None
+                for host in self._drift.store(run.id, result.ended, report, whole=whole):
+                    _log.info("drift", host=host.host, state=host.state, run=run.id)
+                self._metrics.show_drift(self._drift.latest())
+        reason = "nothing would change" if job and job.plans else ""
+        return self._end(run, result.state, result.reason or reason, result.ended, result.results)
 
     def _start_again(self, run: Run, directory: RunDirectory) -> bool:
         """Nobody has claimed the run: start its process, unless one may be on its way."""
@@ -305,12 +364,19 @@ class Scheduler:
 
     # -----------------------------------------------------------------------------------------
 
-    def _end(self, run: Run, state: Ended, reason: str, ended: float | None = None) -> bool:
-        if not self._queue.end(run.id, state, reason, ended):
+    def _end(
+        self,
+        run: Run,
+        state: Ended,
+        reason: str,
+        ended: float | None = None,
+        results: Mapping[str, HostResult] | None = None,
+    ) -> bool:
+        if not self._queue.end(run.id, state, reason, ended, results):
             return False
         with self._lock:
             self._attempts.pop(run.id, None)
-        self._metrics.ended.labels(state).inc()
+        self._metrics.count_end(run.rule, state)
         _log.info("run ended", run=run.id, rule=run.rule, state=state, reason=reason)
         self._prune()
         return True

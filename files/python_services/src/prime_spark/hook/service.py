@@ -17,6 +17,7 @@ from prime_spark.hook.poll import Poller
 from prime_spark.hook.queue import Queue
 from prime_spark.hook.repository import Repository
 from prime_spark.hook.rules import Rules
+from prime_spark.hook.schedule import Clock
 from prime_spark.hook.scheduler import STARTING, Scheduler
 from prime_spark.hook.settings import HookConfig
 from prime_spark.hook.signatures import check_secret
@@ -47,10 +48,14 @@ def secrets_of(rules: Rules) -> dict[str, list[str]]:
 def check_commits(config: HookConfig, rules: Rules) -> None:
     """Raise ConfigError when rules need a repository and there is none."""
     if config.repository is not None:
+        for where, run in rules.actions():
+            if run.ref is not None and run.ref not in config.repository.refs:
+                raise ConfigError(f"{where}.ref: {run.ref} is none of repository.refs")
         return
-    for rule in rules.rules:
-        if rule.run.commit is not None:
-            raise ConfigError(f"rule {rule.name!r}, run.commit: there is no repository configured")
+    for where, run in rules.actions():
+        for name in ("commit", "ref"):
+            if getattr(run, name) is not None:
+                raise ConfigError(f"{where}.{name}: there is no repository configured")
     for source in rules.sources:
         if source.kind == "git":
             raise ConfigError(f"source {source.name!r}: there is no repository configured")
@@ -82,7 +87,7 @@ def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) 
         health = Health("hook")
         health.expect("queue", essential=True)
         health.set("queue", True)
-        metrics = HookMetrics(REGISTRY)
+        metrics = HookMetrics(REGISTRY, rules.names())
 
         def beat() -> None:
             service.beat(STARTING)
@@ -111,6 +116,9 @@ def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(serve(intake.app(config.http, REGISTRY), config.http, service))
             tasks.create_task(scheduler.run(service))
+            if rules.schedules:
+                clock = Clock(rules, queue, health=health, wake=scheduler.wake)
+                tasks.create_task(clock.run(service))
             if config.repository is not None:
                 poller = Poller(
                     Repository(config.repository, Path(config.state)),
