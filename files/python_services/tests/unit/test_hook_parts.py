@@ -16,7 +16,8 @@ from test_hook_queue import job
 
 from prime_spark.hook.directory import Order, Result, RunDirectory
 from prime_spark.hook.metrics import HookMetrics
-from prime_spark.hook.queue import Queue
+from prime_spark.hook.plan import Plan, Planner
+from prime_spark.hook.queue import Ended, HostResult, Queue
 from prime_spark.hook.rules import Job, Remediation
 from prime_spark.hook.runner import _Events, environment
 from prime_spark.hook.scheduler import Scheduler
@@ -56,7 +57,8 @@ class Parts:
         )
         self.queue = Queue(folder / "queue.sqlite")
         self.starter = Starts()
-        metrics = HookMetrics(CollectorRegistry())
+        self.registry = CollectorRegistry()
+        metrics = HookMetrics(self.registry, ["deploy"])
         self.health = Health("hook")
         self.beats = 0
         self.scheduler = Scheduler(
@@ -70,6 +72,9 @@ class Parts:
     def hosts(self, limit: str | None, *hosts: str) -> None:
         """Say which hosts a limit means."""
         self.scheduler._hosts[None, "site.yml", limit] = (10.0**12, frozenset(hosts))
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, labels)
 
     def put(self, key: str, **change: object) -> int:
         wanted = Job(**{**{name: getattr(job(), name) for name in Job.__struct_fields__}, **change})
@@ -153,6 +158,97 @@ def test_brakes(parts: Parts) -> None:
     # Of one rule, whatever the host.
     parts.hosts("c", "h3")
     assert play("4", "c", "4") == ("skipped", "2 runs of the rule within 600 s")
+
+
+def test_a_breaker_opens_after_two_failures_in_a_row_until_somebody_resets_it(
+    parts: Parts,
+) -> None:
+    parts.hosts("a", "h1", "h2")
+    parts.hosts("b", "h2")
+    brakes = Remediation(cooldown_seconds=0.0001, max_runs=99)
+    numbers = iter(range(99))
+
+    def play(limit: str, state: Ended, **results: HostResult) -> tuple[str, str]:
+        moment = {"moment": next(numbers)}
+        run = parts.put(str(moment), limit=limit, remediation=brakes, variables=moment)
+        parts.scheduler.start_what_can()
+        if parts.state(run)[0] == "starting":
+            parts.queue.end(run, state, results=results)
+        return parts.state(run)
+
+    play("a", "failed", h1="failed", h2="ok")
+    play("a", "succeeded", h1="changed", h2="ok")
+    play("a", "failed", h1="failed", h2="ok")
+    # A person's wish to end a run says nothing about the host.
+    play("a", "cancelled")
+    assert parts.queue.breakers() == []
+    play("a", "lost")
+    breaker = parts.queue.breakers()
+    assert [(each.rule, each.host) for each in breaker] == [("deploy", "h1")]
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(2):
+            parts.scheduler.look()
+    assert [(line["log_level"], line["host"]) for line in lines] == [("error", "h1")]
+    assert parts.metric("prime_spark_hook_breakers_open", rule="deploy") == 1
+    reason = "breaker: 2 runs in a row failed on h1; prime-spark-hook reset deploy h1"
+    assert play("a", "succeeded") == ("skipped", reason)
+    assert play("b", "succeeded")[0] == "succeeded"
+    assert parts.queue.reset("deploy", "h1")
+    assert not parts.queue.reset("deploy", "h1")
+    parts.scheduler.look()
+    assert parts.metric("prime_spark_hook_breakers_open", rule="deploy") == 0
+    assert play("a", "succeeded")[0] == "succeeded"
+
+
+def test_a_plan_waits_and_holds_no_host_until_it_is_applied(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, kept_runs=9)
+    parts.hosts(None, "h1")
+    run = parts.put("a", approval_seconds=60.0, remediation=Remediation(cooldown_seconds=60.0))
+    parts.scheduler.start_what_can()
+    planner = Planner("/c", "")
+    planner.take({"event": "playbook_on_stats", "event_data": {"changed": {"h1": 2}}})
+    plan = planner.plan()
+
+    def ends(number: int) -> None:
+        directory = RunDirectory(parts.runs / str(number))
+        directory.write_plan(plan)
+        claim = directory.claim()
+        assert claim is not None
+        directory.finish(Result(state="succeeded", reason="", ended=1.0))
+        claim.release()
+        parts.scheduler.look()
+
+    ends(run)
+    assert parts.state(run)[0] == "waiting_approval"
+    assert parts.metric("prime_spark_hook_runs", state="waiting_approval") == 1
+    # Also after a restart.
+    again = Parts(parts.runs.parent)
+    again.scheduler.look()
+    assert again.state(run)[0] == "waiting_approval"
+    other = parts.put("b")
+    parts.scheduler.start_what_can()
+    assert parts.state(other)[0] == "starting"
+    parts.queue.end(other, "succeeded")
+    applies = parts.queue.approve(run, "alice", plan.hash)
+    parts.scheduler.start_what_can()
+    assert parts.state(applies)[0] == "starting", "no cooldown keeps what a person has approved"
+    ends(applies)
+    assert parts.state(applies) == ("succeeded", "")
+
+
+def test_a_plan_of_a_run_that_is_to_end_waits_for_nobody(parts: Parts) -> None:
+    parts.hosts(None, "h1")
+    run = parts.put("a", approval_seconds=60.0)
+    parts.scheduler.start_what_can()
+    parts.queue.cancel(run, "alice")
+    directory = RunDirectory(parts.runs / str(run))
+    claim = directory.claim()
+    assert claim is not None
+    directory.write_plan(Plan(hash="x", revision="", total=1, hosts={}, hidden={}, changes=[]))
+    directory.finish(Result(state="succeeded", reason="", ended=1.0))
+    claim.release()
+    parts.scheduler.look()
+    assert parts.state(run)[0] == "succeeded"
 
 
 def test_after_a_restart_what_was_starting_is_started_and_claimed_once(parts: Parts) -> None:

@@ -13,7 +13,7 @@ import pytest
 from prime_spark.config import ConfigError, decode_config
 from prime_spark.hook.poll import Poller
 from prime_spark.hook.queue import Queue
-from prime_spark.hook.repository import GitError, Repository
+from prime_spark.hook.repository import GitError, Repository, revision_of
 from prime_spark.hook.rules import Rules, RulesError, ValueRefusedError, read_rules
 from prime_spark.hook.service import check_commits
 from prime_spark.hook.settings import AnsibleConfig, HookConfig, HttpConfig, RepositoryConfig
@@ -106,6 +106,18 @@ def test_what_was_taken_back_is_played_no_more(origin: Origin, repository: Repos
     repository.keep_only([])
     with pytest.raises(GitError, match="no allowed ref contains"):
         repository.checkout(first, "1")
+
+
+def test_what_names_a_checkout_changes_with_every_file_of_it(origin: Origin) -> None:
+    commit = origin.push("one")
+    checkout = str(origin.work)
+    assert revision_of(checkout) == commit
+    seen = {commit}
+    for name, text in (("site.yml", "two"), ("site.yml", "three"), ("new.yml", "one")):
+        (origin.work / name).write_text(text)
+        seen.add(revision_of(checkout))
+    assert len(seen) == 4
+    assert revision_of("/") == ""
 
 
 def test_an_origin_that_is_away_is_an_error_of_one_line(tmp_path: Path) -> None:

@@ -265,6 +265,41 @@ def test_an_error_names_file_rule_key_and_what_is_expected(path: str) -> None:
         ("sources/0/kind", "githb", "(did you mean 'github'?)"),
         ("playbooks", ..., "the file: Object missing required field `playbooks`"),
         ("playbooks/0", "../site.yml", "playbooks[0]: Expected `str` matching"),
+        ("rules/0/run/approval", "require", "expected one of required (did you mean 'required'?)"),
+        ("rules/0/run/approval_seconds", 60, "there is no approval: required"),
+        ("rules/0/run", {"playbook": "site.yml", "commit": "a", "ref": "refs/heads/b"}, "one of"),
+        (
+            "rules/0/run",
+            {"playbook": "site.yml", "approval": "required", "check": True},
+            "a run with check or report changes nothing",
+        ),
+        ("schedules", [{"name": "x", "run": {"playbook": "site.yml"}}], "one of every_seconds, at"),
+        (
+            "schedules",
+            [{"name": "x", "at": "24:00", "run": {"playbook": "site.yml"}}],
+            "schedule 'x', at: Expected `str` matching",
+        ),
+        (
+            "schedules",
+            [{"name": "mend", "at": "03:30", "run": {"playbook": "site.yml"}}],
+            "two with the name 'mend'",
+        ),
+        (
+            "schedules",
+            [{"name": "x", "at": "03:30", "run": {"playbook": "site.yml", "commit": "after"}}],
+            "schedule 'x', run: there is no body",
+        ),
+        (
+            "schedules",
+            [{"name": "x", "at": "03:30", "run": {"playbook": "sit.yml"}}],
+            "schedule 'x', run.playbook: 'sit.yml' is none of",
+        ),
+        ("mend", {"playbook": "site.yml"}, "mend: expected approval: required"),
+        (
+            "mend",
+            {"playbook": "site.yml", "approval": "required", "tags": ["api"]},
+            "limit and tags are the host and its role",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(path: str, value: Any, said: str) -> None:

@@ -346,6 +346,17 @@ class Queue:
         """Return the runs of a rule that were started since then."""
         return self._select("rule = ? AND started >= ?", rule, moment)
 
+    def newest_failures(self, rules: Iterable[str]) -> list[Run]:
+        """Return the newest run of each of these rules that has worked, where that failed."""
+        worked = ("succeeded", "plan_changed", *_FAILURES)
+        marks = ", ".join("?" * len(worked))
+        runs = self._select(
+            f"id IN (SELECT max(id) FROM runs WHERE state IN ({marks}) GROUP BY rule)",  # noqa: S608
+            *worked,
+        )
+        known = set(rules)
+        return [run for run in runs if run.state != "succeeded" and run.rule in known]
+
     def deliveries(self, run: int) -> list[str]:
         """Return the keys of the deliveries that one run is for, as far as they are kept."""
         with self._lock:

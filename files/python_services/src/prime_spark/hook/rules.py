@@ -458,6 +458,7 @@ def _job(
 
 def _contradictions(rules: Rules) -> Iterator[tuple[str, str]]:
     """Yield places and what is wrong there, as far as types do not tell."""
+    yield from _without_body(rules)
     for what, names in (
         ("sources", [source.name for source in rules.sources]),
         ("rules and schedules", rules.names()),
@@ -478,7 +479,6 @@ def _contradictions(rules: Rules) -> Iterator[tuple[str, str]]:
         for name in ("limit", "commit"):
             if name in run.from_body:
                 yield f"{where}.from_body", f"{name} is no variable; expected run.{name}"
-    yield from _without_body(rules)
 
 
 def _without_body(rules: Rules) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from prometheus_client import REGISTRY
 
 from prime_spark.config import ConfigError, fail, read_credential
+from prime_spark.hook.alerts import Teller
+from prime_spark.hook.forge import Forge
 from prime_spark.hook.intake import Intake
 from prime_spark.hook.metrics import HookMetrics
 from prime_spark.hook.poll import Poller
@@ -119,6 +121,13 @@ def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) 
             if rules.schedules:
                 clock = Clock(rules, queue, health=health, wake=scheduler.wake)
                 tasks.create_task(clock.run(service))
+            if config.commit_status is not None:
+                token = read_credential(config.commit_status.credential)
+                forge = Forge(config.commit_status, token, queue, health)
+                tasks.create_task(forge.run(service))
+            if (told := config.alertmanager) is not None:
+                password = read_credential(told.credential) if told.credential else None
+                tasks.create_task(Teller(told, password, queue, rules, health).run(service))
             if config.repository is not None:
                 poller = Poller(
                     Repository(config.repository, Path(config.state)),

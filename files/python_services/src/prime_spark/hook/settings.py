@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from prime_spark.config import (
     Config,
+    CredentialName,
     HttpConfig,
     LogLevel,
     NonEmpty,
@@ -17,6 +18,7 @@ from prime_spark.config import (
 )
 
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
+HttpUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/@]+(/\S*)?\Z")]
 VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Z_][A-Z0-9_]*\Z")]
 
 
@@ -57,6 +59,35 @@ class RepositoryConfig(Config, frozen=True):
             )
 
 
+class CommitStatusConfig(Config, frozen=True):
+    """Where the runs of commits are told: the base address of the API, and the repository there.
+
+    `credential` names the token; `run_url` is the address of a run's page, with `{run}` in it.
+    """
+
+    kind: Literal["github", "gitlab", "forgejo"]
+    url: HttpUrl
+    project: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)+\Z")]
+    credential: CredentialName
+    run_url: HttpUrl | None = None
+
+
+class AlertmanagerConfig(Config, frozen=True):
+    """Which Alertmanager is told of failed runs, plans that wait, drift and breakers.
+
+    `credential` is the password of `username`; `page_url` is where a person looks.
+    """
+
+    url: HttpUrl
+    username: NonEmpty | None = None
+    credential: CredentialName | None = None
+    page_url: HttpUrl | None = None
+
+    def __post_init__(self) -> None:
+        if (self.username is None) != (self.credential is None):
+            raise ValueError("expected both of username and credential, or none")
+
+
 class LimitsConfig(Config, frozen=True):
     """How much is taken, done at a time and kept.
 
@@ -82,6 +113,8 @@ class HookConfig(Config, frozen=True):
     rules: AbsolutePath
     ansible: AnsibleConfig
     repository: RepositoryConfig | None = None
+    commit_status: CommitStatusConfig | None = None
+    alertmanager: AlertmanagerConfig | None = None
     state: AbsolutePath = "/var/lib/prime-spark-hook"
     limits: LimitsConfig = LimitsConfig()
     log_level: LogLevel = "info"
