@@ -236,6 +236,20 @@ def test_a_plan_waits_and_holds_no_host_until_it_is_applied(tmp_path: Path) -> N
     assert parts.state(applies) == ("succeeded", "")
 
 
+def test_a_plan_that_would_change_nothing_waits_for_nobody(parts: Parts) -> None:
+    parts.hosts(None, "h1")
+    run = parts.put("a", approval_seconds=60.0)
+    parts.scheduler.start_what_can()
+    directory = RunDirectory(parts.runs / str(run))
+    claim = directory.claim()
+    assert claim is not None
+    directory.write_plan(Planner("/c", "").plan())
+    directory.finish(Result(state="succeeded", reason="", ended=1.0))
+    claim.release()
+    parts.scheduler.look()
+    assert parts.state(run) == ("succeeded", "nothing would change")
+
+
 def test_a_plan_of_a_run_that_is_to_end_waits_for_nobody(parts: Parts) -> None:
     parts.hosts(None, "h1")
     run = parts.put("a", approval_seconds=60.0)

@@ -9,8 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from test_hook_parts import Parts
 
 from prime_spark.config import ConfigError, decode_config
+from prime_spark.hook.directory import RunDirectory
 from prime_spark.hook.poll import Poller
 from prime_spark.hook.queue import Queue
 from prime_spark.hook.repository import GitError, Repository, revision_of
@@ -106,6 +108,36 @@ def test_what_was_taken_back_is_played_no_more(origin: Origin, repository: Repos
     repository.keep_only([])
     with pytest.raises(GitError, match="no allowed ref contains"):
         repository.checkout(first, "1")
+
+
+def test_a_run_for_a_ref_is_played_at_the_commit_that_it_has_when_it_starts(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prime_spark.hook.scheduler.hosts_of", lambda *_: frozenset(["h1"]))
+    origin.push("one")
+    (tmp_path / "state").mkdir()
+    parts = Parts(tmp_path / "state", kept_runs=9)
+    scheduler = parts.scheduler
+    scheduler._repository = Repository(config(origin), tmp_path / "state")
+    run, gone = parts.put("a", ref="refs/heads/main"), parts.put("b", ref="refs/heads/gone")
+    second = origin.push("two")
+    scheduler.start_what_can()
+    assert parts.state(gone) == ("failed", "there is no refs/heads/gone")
+    started = parts.queue.get(run)
+    assert started is not None
+    assert started.job is not None
+    assert started.job.commit == second
+    order = RunDirectory(parts.runs / str(run)).order()
+    assert (Path(order.ansible.checkout) / "site.yml").read_text() == "two"
+    # A plan is applied at the commit that it is of.
+    planned = parts.put("c", ref="refs/heads/main", approval_seconds=60.0)
+    parts.queue.end(run, "succeeded")
+    scheduler.start_what_can()
+    parts.queue.wait_approval(planned, "hash", 1)
+    applies = parts.queue.get(parts.queue.approve(planned, "alice", "hash"))
+    assert applies is not None
+    assert applies.job is not None
+    assert applies.job.commit == second
 
 
 def test_what_names_a_checkout_changes_with_every_file_of_it(origin: Origin) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 from msgspec.structs import replace
 from test_hook_queue import job
 
@@ -61,7 +64,15 @@ class Files:
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    lines: list[Any] = []
+    monkeypatch.setattr("syslog.syslog", lambda _, line: lines.append(json.loads(line)))
+    yield lines
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: list[Any]) -> Files:
     monkeypatch.setenv("SUDO_USER", "alice")
     return Files(tmp_path)
 
@@ -93,15 +104,17 @@ def test_whatever_names_and_output_hold_the_terminal_only_shows_it(
         assert out.startswith("changed \\x1b]0;owned")
 
 
-def test_decisions_in_a_terminal(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decisions_in_a_terminal(
+    files: Files, capsys: pytest.CaptureFixture[str], journal: list[Any]
+) -> None:
     run = files.plan()
     assert call(files, "runs", "approve", str(run), "--hash", "012345") == 1
     assert "another plan" in capsys.readouterr().err
     assert call(files, "runs", "approve", str(run), "--hash", "01234567", "--json") == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out) == {"run": 2}
-    # The journal has it, where the command is run by a unit.
-    assert "alice" in err
+    assert json.loads(capsys.readouterr().out) == {"run": 2}
+    who = {"event": "approve", "audit": "act", "user": "alice", "client": "terminal", "run": run}
+    assert journal[1] == who | {"level": "info", "refused": "", "started": 2}
+    assert "another plan" in journal[0]["refused"]
     assert call(files, "runs", "reject", str(run)) == 1
     assert "approved by alice" in capsys.readouterr().err
     assert call(files, "runs", "show", "99") == 1

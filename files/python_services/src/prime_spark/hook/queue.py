@@ -503,6 +503,8 @@ class Queue:
 
     def expire(self) -> list[int]:
         """End the runs that have waited too long for approval; return which."""
+        if all(run.expires is not None and run.expires > time.time() for run in self.waiting()):
+            return []
         with self.transaction() as db:
             late = self._rows(db, "state = 'waiting_approval' AND expires <= ?", time.time())
             for run in late:
@@ -578,7 +580,8 @@ class Queue:
         with self.transaction() as db:
             return self._move(
                 db,
-                "state = 'cancelled', reason = 'before it started', ended = ?, cancel = 1, "
+                "state = 'cancelled', reason = CASE state WHEN 'queued' THEN 'before it started' "
+                "ELSE 'before it was applied' END, ended = ?, cancel = 1, "
                 "decided_by = ? WHERE id = ? AND state IN ('queued', 'waiting_approval')",
                 time.time(),
                 user,

@@ -83,6 +83,7 @@ class Scheduler:
         self._breakers: list[Breaker] = queue.breakers()
         self._starter = starter
         self._metrics = metrics
+        metrics.show_drift(self._drift.latest())
         self._health = health
         for part in (STARTING, FOLLOWING):
             health.expect(part, essential=True)

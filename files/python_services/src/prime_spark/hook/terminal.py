@@ -11,6 +11,7 @@ import getpass
 import os
 import re
 import sys
+import syslog
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,17 @@ def harmless(text: object, most: int = _LINE_CHARS) -> str:
         for each in str(text)[: most + 1]
     )
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+class _Journal:
+    """Takes log lines to the journal."""
+
+    def __init__(self, *_: object) -> None:
+        syslog.openlog("prime-spark-hook")
+
+    def info(self, line: str) -> None:
+        """Take a line."""
+        syslog.syslog(syslog.LOG_INFO, line)
 
 
 class Terminal:
@@ -134,8 +146,11 @@ def _add(
     parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(arguments: argparse.Namespace) -> int:
-        # The audit lines of what a person does here are no output of the command.
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+        # What a person does here is in the journal, as what is done on the page.
+        structlog.configure(
+            processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
+            logger_factory=_Journal,
+        )
         try:
             work(Terminal(arguments), arguments)
         except DecisionError as error:
