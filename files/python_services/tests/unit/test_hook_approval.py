@@ -155,7 +155,7 @@ def test_a_plan_that_is_rejected_cancelled_or_too_old_is_not_applied(
     monkeypatch.setattr("time.time", lambda: expires)
     with pytest.raises(DecisionError, match="expired"):
         queue.approve(late, "alice", "hash")
-    assert queue.expire() == [late]
+    assert [run.id for run in queue.expire()] == [late]
     states = [get(queue, run).state for run in (rejected, cancelled, late)]
     assert states == ["rejected", "cancelled", "expired"]
     for run in (rejected, cancelled, late, 99):
@@ -169,6 +169,9 @@ def test_a_newer_plan_of_the_same_takes_the_place_of_an_older_one(queue: Queue) 
     new = waits(queue, replace(PLANNED, commit="b" * 40))
     assert get(queue, old).state == "expired"
     assert [run.id for run in queue.waiting()] == [other, new]
+    # As many as may be queued.
+    more = [waits(queue, replace(PLANNED, limit=limit)) for limit in ("h2", "h3")]
+    assert [run.id for run in queue.waiting()] == [new, *more]
 
 
 _APPROVES = """

@@ -13,6 +13,8 @@ from prime_spark.hook.queue import Breaker, Ended
 _PENDING = ("queued", "starting", "running", "waiting_approval")
 # A rule that is no longer in the file.
 _OTHER = "other"
+# So people end runs, and maybe while the service is down.
+_DECIDED = {"approved", "rejected"}
 
 
 class HookMetrics:
@@ -61,7 +63,7 @@ class HookMetrics:
         self._rules = {*rules, _OTHER}
         # A series that begins with its first event has no rate then.
         for rule in self._rules:
-            for state in get_args(Ended):
+            for state in set(get_args(Ended)) - _DECIDED:
                 self._ended.labels(rule, state)
         self.count_states({})
         self.count_breakers([])

@@ -465,7 +465,8 @@ class Queue:
     def wait_approval(self, run: int, plan_hash: str, changes: int) -> bool:
         """Let a run whose plan is there wait for approval, which unlocks its hosts.
 
-        An older plan that is the same but for the commit needs no decision any more.
+        An older plan that is the same but for the commit needs no decision any more. No more plans
+        wait than runs.
         """
         with self.transaction() as db:
             job = self._one(db, run).job
@@ -480,9 +481,12 @@ class Queue:
                 time.time() + job.approval_seconds,
                 run,
             )
-            for other in self._rows(db, "state = 'waiting_approval' AND id < ?", run):
-                if moved and other.job is not None and _alike(other.job, job):
+            older = self._rows(db, "state = 'waiting_approval' AND id < ? ORDER BY id DESC", run)
+            for number, other in enumerate(older if moved else [], start=1):
+                if other.job is not None and _alike(other.job, job):
                     self._leave(db, other.id, "expired", f"run {run} has a newer plan")
+                elif number >= self._max_queued:
+                    self._leave(db, other.id, "expired", "too many plans wait")
             return moved
 
     def approve(self, run: int, user: str, plan_hash: str) -> int:
@@ -501,7 +505,7 @@ class Queue:
         with self.transaction() as db:
             self._decide(db, run, "rejected", user, plan_hash)
 
-    def expire(self) -> list[int]:
+    def expire(self) -> list[Run]:
         """End the runs that have waited too long for approval; return which."""
         if all(run.expires is not None and run.expires > time.time() for run in self.waiting()):
             return []
@@ -509,7 +513,7 @@ class Queue:
             late = self._rows(db, "state = 'waiting_approval' AND expires <= ?", time.time())
             for run in late:
                 self._leave(db, run.id, "expired", "nobody approved it in time")
-            return [run.id for run in late]
+            return late
 
     def _decide(
         self, db: sqlite3.Connection, run: int, state: Ended, user: str, plan_hash: str | None

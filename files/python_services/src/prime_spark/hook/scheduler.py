@@ -278,7 +278,8 @@ class Scheduler:
         self._following = bool(active)
         ended = [run for run in active if self._look_at(run)]
         for run in self._queue.expire():
-            _log.info("nobody approved a plan in time", run=run)
+            self._metrics.count_end(run.rule, "expired")
+            _log.info("nobody approved a plan in time", run=run.id, rule=run.rule)
         self._metrics.count_states(self._queue.counts())
         self._look_at_breakers()
         return bool(ended)
