@@ -6,183 +6,48 @@ while a run that touches it is starting or running, so none can be left behind.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from prime_spark.hook.rules import Applied, HostPattern, Job, Priority
-
-Ended = Literal[
-    "succeeded",
-    "failed",
-    "unreachable",
-    "cancelled",
-    "timed_out",
-    "lost",
-    "skipped",
-    "approved",
-    "rejected",
-    "expired",
-    "plan_changed",
-]
-State = Literal["queued", "starting", "running", "waiting_approval"] | Ended
-# How a run was for one host.
-HostResult = Literal["ok", "changed", "failed", "unreachable"]
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    rule TEXT NOT NULL,
-    job BLOB NOT NULL,
-    fingerprint TEXT NOT NULL,
-    priority INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    accepted REAL NOT NULL,
-    started REAL,
-    ended REAL,
-    hosts TEXT NOT NULL DEFAULT '[]',
-    reason TEXT NOT NULL DEFAULT '',
-    cancel INTEGER NOT NULL DEFAULT 0,
-    triggered_by TEXT NOT NULL,
-    results TEXT NOT NULL DEFAULT '{}',
-    applies INTEGER,
-    again_of INTEGER,
-    plan_hash TEXT,
-    changes INTEGER,
-    expires REAL,
-    decided_by TEXT,
-    told TEXT NOT NULL DEFAULT ''
-) STRICT;
-CREATE UNIQUE INDEX IF NOT EXISTS runs_applies ON runs (applies) WHERE applies IS NOT NULL;
-CREATE UNIQUE INDEX IF NOT EXISTS runs_pending ON runs (fingerprint) WHERE state = 'queued';
-CREATE INDEX IF NOT EXISTS runs_state ON runs (state);
-CREATE TABLE IF NOT EXISTS deliveries (
-    key TEXT PRIMARY KEY,
-    run INTEGER NOT NULL,
-    at REAL NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS deliveries_at ON deliveries (at);
-CREATE INDEX IF NOT EXISTS deliveries_run ON deliveries (run);
-CREATE TABLE IF NOT EXISTS heads (
-    source TEXT NOT NULL,
-    ref TEXT NOT NULL,
-    commit_id TEXT NOT NULL,
-    PRIMARY KEY (source, ref)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS breakers (
-    rule TEXT NOT NULL,
-    host TEXT NOT NULL,
-    failures INTEGER NOT NULL,
-    at REAL NOT NULL,
-    PRIMARY KEY (rule, host)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS schedules (
-    name TEXT PRIMARY KEY,
-    at REAL NOT NULL
-) STRICT, WITHOUT ROWID;
-"""
-_COLUMNS = (
-    "id, rule, state, job, accepted, started, ended, hosts, reason, cancel, triggered_by, results, "
-    "applies, again_of, plan_hash, changes, expires, decided_by, "
-    "(SELECT other.id FROM runs AS other WHERE other.applies = runs.id)"
+from prime_spark.hook.approval import Approvals
+from prime_spark.hook.rules import HostPattern, Job
+from prime_spark.hook.store import (
+    ACTIVE,
+    FAILURES,
+    Breaker,
+    DecisionError,
+    Ended,
+    FullError,
+    HostResult,
+    Run,
+    State,
+    Taken,
+    fingerprint,
 )
-_ACTIVE = "('starting', 'running')"
-_FAILURES = ("failed", "unreachable", "timed_out", "lost")
+
+__all__ = [
+    "Breaker",
+    "DecisionError",
+    "Ended",
+    "FullError",
+    "HostResult",
+    "Queue",
+    "Run",
+    "State",
+    "Taken",
+]
 # So many failures in a row of a rule on a host open its breaker.
 _BREAKER_FAILURES = 2
-_WHO_CHARS = 200
-# Another process, a command of an operator, writes for milliseconds.
-_BUSY_SECONDS = 10.0
 
 
-class FullError(Exception):
-    """The queue has no room for another run."""
-
-
-class DecisionError(Exception):
-    """A person's decision cannot be carried out; the message says why."""
-
-
-class Run(msgspec.Struct, frozen=True):
-    """A run as the queue knows it. Times are Unix seconds, None for not yet.
-
-    `job` is None where what is stored cannot be read, as after a release with other fields.
-    `triggered_by` is `source:NAME`, `schedule:NAME` or `user:NAME`; `results` are by host. A run
-    that is a plan has `plan_hash`, the number of its `changes`, when it `expires`, who decided, and
-    the run in which it is `applied`; that one `applies` it.
-    """
-
-    id: int
-    rule: str
-    state: State
-    job: Job | None
-    accepted: float
-    started: float | None
-    ended: float | None
-    hosts: list[str]
-    reason: str
-    cancel: bool
-    triggered_by: str
-    results: dict[str, HostResult]
-    applies: int | None
-    again_of: int | None
-    plan_hash: str | None
-    changes: int | None
-    expires: float | None
-    decided_by: str | None
-    applied: int | None
-
-    @property
-    def active(self) -> bool:
-        """Whether the run may have a process."""
-        return self.state in {"starting", "running"}
-
-
-class Breaker(msgspec.Struct, frozen=True):
-    """A rule that starts no more on a host, since a Unix time, until somebody resets it."""
-
-    rule: str
-    host: str
-    failures: int
-    at: float
-
-
-class Taken(msgspec.Struct, frozen=True):
-    """What became of an event: a run of its own, one that waits already, or it was there before."""
-
-    run: int
-    how: Literal["new", "coalesced", "repeated"]
-
-
-class Queue:
+class Queue(Approvals):
     """Runs, in the order in which they are to start; the calls block and come from any thread.
 
     At most `max_queued` runs wait. The newest `max_deliveries` are known again.
     """
-
-    def __init__(self, path: Path, max_queued: int = 1000, max_deliveries: int = 20_000) -> None:
-        self._max_queued = max_queued
-        self._max_deliveries = max_deliveries
-        self._until_pruned = 0
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(
-            path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
-        )
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
 
     # -- what comes in ------------------------------------------------------------------------
 
@@ -213,6 +78,25 @@ class Queue:
             if run is None:
                 self._note(db, named, 0)
             return run
+
+    def again(self, run: int, failed_only: bool, user: str) -> Taken:
+        """Queue a run that has ended once more, or for the hosts alone on which it failed.
+
+        At its commit, where it had one; a run that needs approval begins with a plan. No brake of
+        a remediation holds for a person. Raises DecisionError, FullError.
+        """
+        with self.transaction() as db:
+            found = next(iter(self._rows(db, "id = ?", run)), None)
+            if found is None:
+                raise DecisionError(f"run {run} is not known")
+            if found.job is None:
+                raise DecisionError(f"run {run} cannot be read")
+            if found.ended is None:
+                raise DecisionError(f"run {run} has not ended: {found.state}")
+            job = msgspec.structs.replace(found.job, applies=None, remediation=None)
+            if failed_only:
+                job = msgspec.structs.replace(job, limit=_failed(found))
+            return self._take(db, [], job, f"user:{user}", run)
 
     def accept_head(self, source: str, ref: str, commit: str, job: Job | None) -> Taken | None:
         """Note what a ref points to now and take the job that comes of it, or neither."""
@@ -255,7 +139,7 @@ class Queue:
         if known is not None:
             return Taken(known, "repeated")
         row = db.execute(
-            "SELECT id FROM runs WHERE fingerprint = ? AND state = 'queued'", (_fingerprint(job),)
+            "SELECT id FROM runs WHERE fingerprint = ? AND state = 'queued'", (fingerprint(job),)
         ).fetchone()
         if row is not None:
             taken = Taken(row[0], "coalesced")
@@ -265,27 +149,6 @@ class Queue:
             taken = Taken(self._insert(db, job, triggered_by, again_of), "new")
         self._note(db, keys, taken.run)
         return taken
-
-    @staticmethod
-    def _insert(
-        db: sqlite3.Connection, job: Job, triggered_by: str, again_of: int | None = None
-    ) -> int:
-        cursor = db.execute(
-            "INSERT INTO runs (rule, job, fingerprint, priority, state, accepted, triggered_by, "
-            "applies, again_of) VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?)",
-            (
-                job.rule,
-                msgspec.json.encode(job),
-                _fingerprint(job),
-                get_args(Priority).index(job.priority),
-                time.time(),
-                triggered_by[:_WHO_CHARS],
-                job.applies.run if job.applies else None,
-                again_of,
-            ),
-        )
-        assert cursor.lastrowid is not None  # noqa: S101 (there is one after an insert)
-        return cursor.lastrowid
 
     @staticmethod
     def _known(db: sqlite3.Connection, keys: list[str]) -> int | None:
@@ -322,11 +185,7 @@ class Queue:
 
     def active(self) -> list[Run]:
         """Return the runs that may have a process."""
-        return self._select(f"state IN {_ACTIVE} ORDER BY id")
-
-    def waiting(self) -> list[Run]:
-        """Return the runs that wait for approval, the oldest first."""
-        return self._select("state = 'waiting_approval' ORDER BY id")
+        return self._select(f"state IN {ACTIVE} ORDER BY id")
 
     def newest(self, number: int, before: int | None = None) -> list[Run]:
         """Return the newest runs, or those before one of them; the newest first."""
@@ -348,7 +207,7 @@ class Queue:
 
     def newest_failures(self, rules: Iterable[str]) -> list[Run]:
         """Return the newest run of each of these rules that has worked, where that failed."""
-        worked = ("succeeded", "plan_changed", *_FAILURES)
+        worked = ("succeeded", "plan_changed", *FAILURES)
         marks = ", ".join("?" * len(worked))
         runs = self._select(
             f"id IN (SELECT max(id) FROM runs WHERE state IN ({marks}) GROUP BY rule)",  # noqa: S608
@@ -380,7 +239,7 @@ class Queue:
         """
         wanted = sorted(set(hosts))
         with self.transaction() as db:
-            rows = db.execute(f"SELECT hosts FROM runs WHERE state IN {_ACTIVE}")  # noqa: S608
+            rows = db.execute(f"SELECT hosts FROM runs WHERE state IN {ACTIVE}")  # noqa: S608
             locked = {host for row in rows for host in msgspec.json.decode(row[0])}
             if locked & set(wanted):
                 return False
@@ -427,12 +286,12 @@ class Queue:
         """Count the failures in a row of a remediation on each of its hosts."""
         if run.job is None or run.job.remediation is None:
             return
-        if run.state not in {"succeeded", *_FAILURES}:
+        if run.state not in {"succeeded", *FAILURES}:
             return
         for host in run.hosts:
             # Without a word about any host, the run as a whole counts for all of them.
             result = run.results.get(host, "ok") if run.results else run.state
-            if result in _FAILURES:
+            if result in FAILURES:
                 db.execute(
                     "INSERT INTO breakers VALUES (?, ?, 1, ?) ON CONFLICT DO UPDATE SET "
                     "failures = failures + 1, at = excluded.at",
@@ -460,112 +319,6 @@ class Queue:
             done = db.execute("DELETE FROM breakers WHERE rule = ? AND host = ?", (rule, host))
             return done.rowcount == 1
 
-    # -- approval -----------------------------------------------------------------------------
-
-    def wait_approval(self, run: int, plan_hash: str, changes: int) -> bool:
-        """Let a run whose plan is there wait for approval, which unlocks its hosts.
-
-        An older plan that is the same but for the commit needs no decision any more. No more plans
-        wait than runs.
-        """
-        with self.transaction() as db:
-            job = self._one(db, run).job
-            if job is None or job.approval_seconds is None:
-                return False
-            moved = self._move(
-                db,
-                "state = 'waiting_approval', plan_hash = ?, changes = ?, expires = ? "
-                f"WHERE id = ? AND state IN {_ACTIVE}",
-                plan_hash,
-                changes,
-                time.time() + job.approval_seconds,
-                run,
-            )
-            older = self._rows(db, "state = 'waiting_approval' AND id < ? ORDER BY id DESC", run)
-            for number, other in enumerate(older if moved else [], start=1):
-                if other.job is not None and _alike(other.job, job):
-                    self._leave(db, other.id, "expired", f"run {run} has a newer plan")
-                elif number >= self._max_queued:
-                    self._leave(db, other.id, "expired", "too many plans wait")
-            return moved
-
-    def approve(self, run: int, user: str, plan_hash: str) -> int:
-        """Queue the run that applies a plan; return it. Raises DecisionError.
-
-        One approval is for one plan: the one with this hash, once, before it expires.
-        """
-        with self.transaction() as db:
-            job = self._decide(db, run, "approved", user, plan_hash)
-            applies = msgspec.structs.replace(job, applies=Applied(run=run, plan_hash=plan_hash))
-            # However full the queue is.
-            return self._insert(db, applies, f"user:{user}")
-
-    def reject(self, run: int, user: str, plan_hash: str | None = None) -> None:
-        """End a run whose plan is not to be applied. Raises DecisionError."""
-        with self.transaction() as db:
-            self._decide(db, run, "rejected", user, plan_hash)
-
-    def expire(self) -> list[Run]:
-        """End the runs that have waited too long for approval; return which."""
-        if all(run.expires is not None and run.expires > time.time() for run in self.waiting()):
-            return []
-        with self.transaction() as db:
-            late = self._rows(db, "state = 'waiting_approval' AND expires <= ?", time.time())
-            for run in late:
-                self._leave(db, run.id, "expired", "nobody approved it in time")
-            return late
-
-    def _decide(
-        self, db: sqlite3.Connection, run: int, state: Ended, user: str, plan_hash: str | None
-    ) -> Job:
-        found = next(iter(self._rows(db, "id = ?", run)), None)
-        if found is None:
-            raise DecisionError(f"run {run} is not known")
-        if found.state != "waiting_approval":
-            by = f" by {found.decided_by}" if found.decided_by else ""
-            raise DecisionError(f"run {run} does not wait for approval: {found.state}{by}")
-        if found.expires is None or found.expires <= time.time():
-            raise DecisionError(f"run {run} does not wait for approval: expired")
-        if plan_hash is not None and plan_hash != found.plan_hash:
-            raise DecisionError(f"run {run} has another plan than the one that was looked at")
-        if found.job is None:
-            raise DecisionError(f"run {run} cannot be read")
-        self._leave(db, run, state, f"by {user}"[:_WHO_CHARS], user)
-        return found.job
-
-    def _leave(
-        self, db: sqlite3.Connection, run: int, state: Ended, reason: str, user: str | None = None
-    ) -> None:
-        self._move(
-            db,
-            "state = ?, reason = ?, ended = ?, decided_by = ? "
-            "WHERE id = ? AND state = 'waiting_approval'",
-            state,
-            reason,
-            time.time(),
-            user and user[:_WHO_CHARS],
-            run,
-        )
-
-    def again(self, run: int, failed_only: bool, user: str) -> Taken:
-        """Queue a run that has ended once more, or for the hosts alone on which it failed.
-
-        At its commit, where it had one; a run that needs approval begins with a plan. No brake of
-        a remediation holds for a person. Raises DecisionError, FullError.
-        """
-        with self.transaction() as db:
-            found = next(iter(self._rows(db, "id = ?", run)), None)
-            if found is None:
-                raise DecisionError(f"run {run} is not known")
-            if found.job is None:
-                raise DecisionError(f"run {run} cannot be read")
-            if found.ended is None:
-                raise DecisionError(f"run {run} has not ended: {found.state}")
-            job = msgspec.structs.replace(found.job, applies=None, remediation=None)
-            if failed_only:
-                job = msgspec.structs.replace(job, limit=_failed(found))
-            return self._take(db, [], job, f"user:{user}", run)
-
     # -- what has been told -------------------------------------------------------------------
 
     def untold(self, number: int = 50) -> list[Run]:
@@ -591,7 +344,7 @@ class Queue:
                 user,
                 run,
             ) or self._move(
-                db, f"cancel = 1, decided_by = ? WHERE id = ? AND state IN {_ACTIVE}", user, run
+                db, f"cancel = 1, decided_by = ? WHERE id = ? AND state IN {ACTIVE}", user, run
             )
 
     def prune(self, keep: int) -> list[int]:
@@ -608,83 +361,13 @@ class Queue:
             )
             return [row[0] for row in rows.fetchall()]
 
-    # -----------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write; what was done within is on the disk afterwards, or nothing of it."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Read, while nobody else uses the connection."""
-        with self._lock:
-            yield self._db
-
-    @staticmethod
-    def _move(db: sqlite3.Connection, change: str, *values: object) -> bool:
-        return db.execute(f"UPDATE runs SET {change}", values).rowcount == 1  # noqa: S608
-
-    @staticmethod
-    def _count(db: sqlite3.Connection, where: str) -> int:
-        row: tuple[int] = db.execute(f"SELECT count(*) FROM runs WHERE {where}").fetchone()  # noqa: S608
-        return row[0]
-
-    def _select(self, where: str, *values: object) -> list[Run]:
-        with self._lock:
-            return self._rows(self._db, where, *values)
-
-    @staticmethod
-    def _rows(db: sqlite3.Connection, where: str, *values: object) -> list[Run]:
-        rows = db.execute(f"SELECT {_COLUMNS} FROM runs WHERE {where}", values).fetchall()  # noqa: S608
-        return [_run(row) for row in rows]
-
-    def _one(self, db: sqlite3.Connection, run: int) -> Run:
-        return self._rows(db, "id = ?", run)[0]
-
-
-def _run(row: tuple[Any, ...]) -> Run:
-    values = dict(zip(Run.__struct_fields__, row, strict=True))
-    return Run(
-        **values
-        | {
-            "job": _job(values["job"]),
-            "hosts": msgspec.json.decode(values["hosts"]),
-            "results": msgspec.json.decode(values["results"]),
-            "cancel": bool(values["cancel"]),
-        }
-    )
-
-
-def _fingerprint(job: Job) -> str:
-    return hashlib.sha256(msgspec.json.encode(job, order="deterministic")).hexdigest()
-
-
-def _alike(one: Job, other: Job) -> bool:
-    """Whether two jobs are the same but for the commit."""
-    return msgspec.structs.replace(one, commit=other.commit) == other
-
 
 def _failed(run: Run) -> str:
     """Return the hosts on which a run failed, as a limit."""
-    hosts = [host for host, result in run.results.items() if result in _FAILURES]
+    hosts = [host for host, result in run.results.items() if result in FAILURES]
     if not hosts:
         raise DecisionError(f"run {run.id}: no host is known to have failed")
     try:
         return msgspec.convert(",".join(sorted(hosts)), HostPattern)
     except msgspec.ValidationError:
         raise DecisionError(f"run {run.id}: the hosts' names make no limit") from None
-
-
-def _job(data: bytes) -> Job | None:
-    try:
-        return msgspec.json.decode(data, type=Job)
-    except (msgspec.MsgspecError, ValueError):
-        return None
