@@ -9,8 +9,9 @@ import re
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import pytest
 import yaml
 from ansible_collections.prime_spark.fleet.plugins.module_utils import notes, state
@@ -22,6 +23,7 @@ from ansible_collections.prime_spark.fleet.plugins.plugin_utils.plan import (
     sealing_key,
 )
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.stamps import with_facts
+from prime_spark.hook.drift import DriftState, Report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,6 +97,21 @@ def test_hosts_that_tell_each_other_keys_are_played_together() -> None:
     entries = [known("one", "wireguard"), known("two", "wireguard", recorded="old")]
     assert sorted(Plan(entries, ALL, ["wireguard"]).due["wireguard"]) == ["one", "two"]
     assert Plan(entries, ALL, []).due["wireguard"] == ["two"]
+
+
+def test_the_web_hook_reads_every_report() -> None:
+    entries = [
+        known("one", differences=("/etc/x: changed",)),
+        known("two", recorded="old"),
+        known("three", recorded=None),
+    ]
+    hosts = ["one", "two", "three", "four", "five"]
+    text = json.dumps(Plan(entries, ALL, [], ["five"]).report(hosts))
+    states = {
+        host: entry.state for host, entry in msgspec.json.decode(text, type=Report).hosts.items()
+    }
+    assert list(states) == hosts
+    assert {*states.values(), "in sync"} == set(get_args(DriftState))
 
 
 def test_a_host_that_was_not_seen_is_unreachable_or_refused() -> None:
