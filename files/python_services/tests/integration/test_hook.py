@@ -78,7 +78,7 @@ PLAYBOOKS = {
   gather_facts: false
   tasks:
     - ansible.builtin.lineinfile:
-        {path: "{{ file }}", line: mended, create: true, mode: "0600"}
+        {path: "{{ file }}.{{ inventory_hostname }}", line: mended, create: true, mode: "0600"}
     - ansible.builtin.copy:
         {content: "CANARY-{{ 40 + 2 }}", dest: "{{ file }}.secret", mode: "0600"}
       no_log: true
@@ -135,7 +135,7 @@ def document(journal: Path) -> dict[str, Any]:
                 {
                     "playbook": "mend.yml",
                     "approval": "required",
-                    "variables": {"file": f"{journal}.mended"},
+                    "variables": {"file": str(journal)},
                 },
             ),
             {
@@ -392,39 +392,33 @@ def test_a_cancelled_run_leaves_no_process(hook: Hook) -> None:
 
 
 def test_a_plan_is_applied_once_it_is_approved_and_only_as_it_was(hook: Hook) -> None:
-    file = Path(f"{hook.journal}.mended")
-
-    def planned() -> Run:
-        run = hook.run("plan", limit="h1")
-        eventually(lambda: hook.get(run).state == "waiting_approval", PATIENCE, "planned")
-        return hook.get(run)
-
-    def approve(run: Run) -> int:
-        shown = hook.command.call("runs", "show", str(run.id)).stdout
-        assert "+mended" in shown
-        assert "h1: 1 tasks with no_log" in shown
-        assert "CANARY" not in shown
-        assert run.plan_hash is not None
-        said = hook.command.call("runs", "approve", str(run.id), "--hash", run.plan_hash, "--json")
-        started: int = json.loads(said.stdout)["run"]
-        return started
-
-    second = planned()
-    assert not file.exists()
+    files = {host: Path(f"{hook.journal}.{host}") for host in ("h1", "h2")}
+    runs = {host: hook.run("plan", limit=host) for host in files}
+    for run in runs.values():
+        eventually(lambda run=run: hook.get(run).state == "waiting_approval", PATIENCE, "planned")  # type: ignore[misc]
+    assert not any(file.exists() for file in files.values())
+    first, second = (hook.get(run) for run in runs.values())
+    shown = hook.command.call("runs", "show", str(first.id)).stdout
+    assert "+mended" in shown
+    assert "h1: 1 tasks with no_log" in shown
+    assert "CANARY" not in shown
+    assert first.plan_hash is not None
+    assert second.plan_hash is not None
     # What is there now is not what was seen.
-    file.write_text("of somebody else\n")
-    refused = approve(second)
+    files["h2"].write_text("of somebody else\n")
+    approved = hook.command.call(
+        "runs", "approve", str(first.id), "--hash", first.plan_hash, "--json"
+    )
+    refused = hook.queue.approve(second.id, "bob", second.plan_hash)
+    applied = hook.ended(json.loads(approved.stdout)["run"])
+    assert (applied.state, applied.results) == ("succeeded", {"h1": "changed"})
+    assert (applied.applies, hook.get(first.id).applied) == (first.id, applied.id)
+    assert files["h1"].read_text() == "mended\n"
     assert hook.ended(refused).state == "plan_changed"
     plan = hook.directory(refused).plan()
     assert plan is not None
     assert plan.hash != second.plan_hash
-    assert file.read_text() == "of somebody else\n"
-    third = planned()
-    assert third.plan_hash == plan.hash
-    applied = hook.ended(approve(third))
-    assert (applied.state, applied.results) == ("succeeded", {"h1": "changed"})
-    assert (applied.applies, hook.get(third.id).applied) == (third.id, applied.id)
-    assert file.read_text() == "of somebody else\nmended\n"
+    assert files["h2"].read_text() == "of somebody else\n"
 
 
 def test_time_is_up_and_a_process_that_dies_without_a_result(hook: Hook) -> None:
