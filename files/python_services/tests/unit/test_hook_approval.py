@@ -83,6 +83,14 @@ def test_a_plan_has_the_same_hash_wherever_whenever_and_in_whatever_order_it_was
     assert planned(touch[0]).hash == planned(touch[1]).hash
 
 
+def test_a_checkout_behind_a_link_is_no_other_one(tmp_path: Path) -> None:
+    (tmp_path / "worktrees").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "worktrees")
+    seen = change()
+    seen["event_data"]["task_path"] = f"{tmp_path}/worktrees/roles/x.yml:3"
+    assert planned(seen, checkout=f"{tmp_path}/link").hash == planned(change()).hash
+
+
 @pytest.mark.parametrize(
     "events",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,8 @@ class Planner:
     """Makes a plan of ansible-runner's events; paths of tasks are those in `checkout`."""
 
     def __init__(self, checkout: str, revision: str) -> None:
-        self._checkout = checkout.rstrip("/") + "/"
+        # Ansible follows links.
+        self._roots = {f"{root.rstrip('/')}/" for root in (checkout, os.path.realpath(checkout))}
         self._revision = revision
         self._marks: list[bytes] = []
         self._changes: list[Change] = []
@@ -104,7 +106,9 @@ class Planner:
         diffs = result.get("diff")
         diffs = [diffs] if isinstance(diffs, dict) else diffs if isinstance(diffs, list) else []
         diffs = [_without_times(diff) for diff in diffs if isinstance(diff, dict)]
-        place = str(data.get("task_path") or "").removeprefix(self._checkout)
+        place = str(data.get("task_path") or "")
+        for root in self._roots:
+            place = place.removeprefix(root)
         action = str(data.get("task_action") or "")
         item = str(result.get("_ansible_item_label", result.get("item", "")))
         what = [host, str(data.get("task")), place, action, item]
