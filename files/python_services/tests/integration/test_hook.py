@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from typing import Any
 import pytest
 
 from hook_deliveries import SECRETS, body_of, encoded, signed
-from prime_spark.hook.directory import Order, RunDirectory
+from prime_spark.hook.directory import Order, Result, RunDirectory
 from prime_spark.hook.drift import Drift
 from prime_spark.hook.processes import end, marked
 from prime_spark.hook.queue import Queue, Run
 from prime_spark.hook.rules import Job
 from prime_spark.hook.settings import AnsibleConfig
-from prime_spark.hook.starter import run_one
+from prime_spark.hook.starter import StartError, UnitStarter, run_one
 from support import Command, Daemon, eventually, free_port, inherited, running
 
 FULL = os.environ.get("PRIME_SPARK_FULL") == "1"
@@ -480,12 +480,12 @@ def overlaps(lines: list[list[str]]) -> list[list[str]]:
     return found
 
 
-def order(hook: Hook, mark: str) -> Order:
+def order(hook: Hook, mark: str, limit: str = "h1") -> Order:
     job = Job(
         rule="note",
         playbook="note.yml",
         tags=[],
-        limit="h1",
+        limit=limit,
         check=False,
         priority="normal",
         timeout_seconds=60.0,
@@ -520,6 +520,36 @@ def test_two_processes_for_one_run_play_it_once(tmp_path: Path) -> None:
     kept = directory.events.read_text().splitlines()
     assert json.loads(kept[-1]) == {"event": "cut_off"}
     assert sum(map(len, kept[:-1])) < 1000
+
+
+def test_each_connection_to_the_socket_is_one_run(tmp_path: Path) -> None:
+    hook = Hook(tmp_path)
+    path = tmp_path / "start.sock"
+    # What systemd does with Accept=yes, without the unit around it.
+    command = ["systemd-socket-activate", "--accept", "--inetd", f"--listen={path}"]
+    command += [f"--setenv={name}" for name in inherited()]
+    command += [sys.executable, "-m", "prime_spark.hook", "run-one"]
+    starter = UnitStarter(str(path))
+    with subprocess.Popen(command, env=inherited()) as listener:
+        try:
+            eventually(path.exists, PATIENCE, "socket")
+            for number, limit in enumerate(("h1", "h2")):
+                directory = RunDirectory(tmp_path / f"run{number}")
+                directory.prepare(order(hook, f"r{number}", limit=limit))
+                starter.start(directory)
+                result = eventually(partial(_result, directory), PATIENCE, "result")
+                assert result.state == "succeeded"
+        finally:
+            listener.terminate()
+    assert [line[1] for line in hook.lines()] == ["r0", "r0", "r1", "r1"]
+    # Nobody listens any more.
+    with pytest.raises(StartError, match=r"start\.sock"):
+        starter.start(directory)
+
+
+def _result(directory: RunDirectory) -> Result | None:
+    status = directory.status()
+    return status if isinstance(status, Result) else None
 
 
 def test_the_checkout_cannot_undo_the_host_keys(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 from prometheus_client import CollectorRegistry
@@ -19,7 +20,7 @@ from prime_spark.hook.metrics import HookMetrics
 from prime_spark.hook.plan import Plan, Planner
 from prime_spark.hook.queue import Ended, HostResult, Queue
 from prime_spark.hook.rules import Job, Remediation
-from prime_spark.hook.runner import _Events, environment
+from prime_spark.hook.runner import _Events, environment, write_wrappers
 from prime_spark.hook.scheduler import Scheduler
 from prime_spark.hook.service import open_queue
 from prime_spark.hook.settings import AnsibleConfig, HookConfig, HttpConfig, LimitsConfig
@@ -44,6 +45,9 @@ class Starts:
 
     def stop(self, directory: RunDirectory) -> None:
         self.stopped.append(directory.order().run)
+
+    def end(self, directory: RunDirectory) -> list[int]:
+        return []
 
 
 class Parts:
@@ -432,6 +436,32 @@ def test_a_run_sees_little_of_the_environment(tmp_path: Path) -> None:
     assert seen["ANSIBLE_HOST_KEY_CHECKING"] == "True"
     assert seen["ANSIBLE_SSH_EXECUTABLE"] == str(tmp_path / "ssh")
     assert not set(seen) & set(os.environ) - {"PATH", "HOME", "LANG"}
+
+
+def test_a_run_gets_the_credentials_of_its_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = Order(run=1, job=job(), ansible=ANSIBLE, grace_seconds=1.0, event_bytes=1)
+    assert "ANSIBLE_VAULT_IDENTITY_LIST" not in environment(order, tmp_path)
+    given = tmp_path / "credentials"
+    given.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given))
+    write_wrappers(order, tmp_path)
+    assert "IdentityFile" not in (tmp_path / "ssh").read_text()
+    for name in ("inventory_password", "ssh_key"):
+        (given / name).write_text("secret\n")
+    seen = environment(order, tmp_path)
+    assert seen["ANSIBLE_VAULT_IDENTITY_LIST"] == f"hook@{given}/inventory_password"
+    # What is run next in the same process gets them, too.
+    assert seen["CREDENTIALS_DIRECTORY"] == str(given)
+    write_wrappers(order, tmp_path)
+    assert f" -o IdentityFile={given}/ssh_key " in (tmp_path / "ssh").read_text()
+
+
+def test_the_connections_are_read_after_the_inventory_of_the_checkout() -> None:
+    assert ANSIBLE.inventories() == ["/c/i"]
+    both = msgspec.structs.replace(ANSIBLE, connections="/etc/connections.yml")
+    assert both.inventories() == ["/c/i", "/etc/connections.yml"]
 
 
 _LEAVES_ORPHANS = """

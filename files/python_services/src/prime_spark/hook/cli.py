@@ -57,7 +57,7 @@ def _serve(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     config = _config(arguments.config)
-    rules = _rules(Path(config.rules))
+    rules = _rules(arguments.config.parent / config.rules)
     try:
         service.check_commits(config, rules)
         if not arguments.check_config or "CREDENTIALS_DIRECTORY" in os.environ:
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     test.set_defaults(run=_test_rule)
     terminal.add_commands(commands)
     one = commands.add_parser("run-one", help="the process of one run; started by the service")
-    one.add_argument("directory", type=Path)
+    one.add_argument("directory", type=Path, nargs="?", help="else a line of standard input")
     one.set_defaults(run=_run_one)
     return parser
 
@@ -101,7 +101,19 @@ def _run_one(arguments: argparse.Namespace) -> int:
     # Only this process needs ansible-runner.
     from prime_spark.hook.runner import run_one  # noqa: PLC0415
 
-    return run_one(arguments.directory)
+    return run_one(arguments.directory or _named())
+
+
+def _named() -> Path:
+    """Return the directory that the service names on its connection, which becomes our input."""
+    name = sys.stdin.readline().rstrip("\n")
+    if not name:
+        fail("standard input names no directory of a run")
+    # Nothing that the run starts has the connection.
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return Path(name)
 
 
 def _rules(path: Path) -> Rules:

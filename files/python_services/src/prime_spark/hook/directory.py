@@ -1,7 +1,8 @@
 """The directory of a run: what is to be run, who runs it, what happened, how it ended.
 
     order.json     written by the service
-    claim          of the process that runs it: whoever makes it has the run, and keeps it locked
+    claim          of the process that runs it: whoever makes it has the run, and keeps it locked;
+                   its process, and the control group that it is in
     events.jsonl   what ansible-runner tells, a line each
     plan.json      what would change, of a run that is a plan or looked again before it applied one
     drift.json     the report of a run that looked for drift
@@ -24,6 +25,7 @@ import msgspec
 from prime_spark.config import Config
 from prime_spark.hook.drift import Report
 from prime_spark.hook.plan import Plan
+from prime_spark.hook.processes import own_group
 from prime_spark.hook.queue import Ended, HostResult
 from prime_spark.hook.rules import Job
 from prime_spark.hook.settings import AnsibleConfig
@@ -85,7 +87,7 @@ class RunDirectory:
         descriptor = os.open(mine, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         # Locked before it is seen: a claim without a lock is of a process that is no more.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.write(descriptor, str(os.getpid()).encode())
+        os.write(descriptor, f"{os.getpid()}\n{own_group()}".encode())
         try:
             os.link(mine, self.path / "claim")
         except FileExistsError:
@@ -112,8 +114,18 @@ class RunDirectory:
         if self.status() != "alive":
             return None
         with contextlib.suppress(OSError, ValueError):
-            return int((self.path / "claim").read_text())
+            return int(self._claimed()[0])
         return None
+
+    def group(self) -> str:
+        """Return the control group of the process that has the run, or had it; else nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            return self._claimed()[1]
+        return ""
+
+    def _claimed(self) -> tuple[str, str]:
+        pid, _, group = (self.path / "claim").read_text().partition("\n")
+        return pid, group
 
     def write_plan(self, plan: Plan) -> None:
         """Keep what would change."""

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import tempfile
-from pathlib import Path
 
 from prime_spark.hook.rules import Job
 from prime_spark.hook.settings import AnsibleConfig
@@ -30,11 +29,11 @@ def hosts_of(ansible: AnsibleConfig, job: Job) -> frozenset[str]:
             "ANSIBLE_NOCOLOR": "1",
             **ansible.environment,
         }
-        inventory = str(Path(ansible.checkout) / ansible.inventory)
+        inventories = [part for path in ansible.inventories() for part in ("--inventory", path)]
         program = os.path.join(ansible.programs, "ansible-playbook")  # noqa: PTH118
         try:
             done = subprocess.run(  # noqa: S603
-                [program, "--list-hosts", "--inventory", inventory, *job.arguments()],
+                [program, "--list-hosts", *inventories, *job.arguments()],
                 cwd=ansible.checkout,
                 env=env,
                 stdin=subprocess.DEVNULL,

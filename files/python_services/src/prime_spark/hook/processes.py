@@ -1,4 +1,4 @@
-"""Processes of a run: those that descend from this one, and those that carry its mark."""
+"""Processes of a run: this one's descendants, those with its mark, and those of its unit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 MARK = "PRIME_SPARK_RUN"
 
 _PR_SET_CHILD_SUBREAPER = 36
+# Where control groups of version 2 are, also beside those of version 1.
+_GROUPS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 _POLL_SECONDS = 0.05
 _LAST_SECONDS = 2.0
 _KILL_SECONDS = 10.0
@@ -56,6 +58,23 @@ def marked(directory: Path) -> list[int]:
     return found
 
 
+def own_group() -> str:
+    """Return the control group of this process, as seen from the root of them all."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            return line.removeprefix("0::")
+    return ""
+
+
+def members(group: str) -> list[int]:
+    """Return the processes in a control group, whoever they belong to; none when it is gone."""
+    for root in _GROUPS:
+        with contextlib.suppress(OSError):
+            text = Path(f"{root}{group}/cgroup.procs").read_text()
+            return [int(pid) for pid in text.split()]
+    return []
+
+
 def end_descendants(grace: float) -> list[int]:
     """End everything below this process; return what could not be ended.
 
@@ -77,6 +96,12 @@ def end(those: Callable[[], list[int]]) -> list[int]:
         _send(left, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
     return left
+
+
+def wait_for_end(those: Callable[[], list[int]]) -> list[int]:
+    """Wait until `those` returns none, for as long as killing may take; return what is left."""
+    _wait(lambda: not those(), _KILL_SECONDS)
+    return those()
 
 
 def descendants_of_first_order() -> list[int]:

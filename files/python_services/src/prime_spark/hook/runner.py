@@ -30,6 +30,10 @@ from prime_spark.hook.repository import revision_of
 _NICE = 5
 _REASON_CHARS = 1000
 _SSH_PROGRAMS = ("ssh", "sftp", "scp")
+# What the unit of a run may have, and the service does not have.
+_CREDENTIALS = "CREDENTIALS_DIRECTORY"
+_INVENTORY_PASSWORD = "inventory_password"  # noqa: S105
+_SSH_KEY = "ssh_key"
 _DARK: Literal["unreachable"] = "unreachable"
 
 
@@ -70,23 +74,37 @@ def run_one(path: Path) -> int:
 def environment(order: Order, private: Path) -> dict[str, str]:
     """Return all that a run sees of the environment; `write_wrappers` makes what it names."""
     ansible = order.ansible
+    vault = credential(_INVENTORY_PASSWORD)
     return {
         "PATH": f"{ansible.programs}:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(private / "home"),
         "LANG": "C.UTF-8",
         "ANSIBLE_HOST_KEY_CHECKING": "True",
         **{f"ANSIBLE_{name.upper()}_EXECUTABLE": str(private / name) for name in _SSH_PROGRAMS},
+        # For a second run of Ansible in this process, too.
+        **({_CREDENTIALS: os.environ[_CREDENTIALS]} if _CREDENTIALS in os.environ else {}),
+        **({"ANSIBLE_VAULT_IDENTITY_LIST": f"hook@{vault}"} if vault else {}),
         **ansible.environment,
     }
+
+
+def credential(name: str) -> Path | None:
+    """Return the file of a credential, where the unit of the run has it."""
+    directory = os.environ.get(_CREDENTIALS)
+    if directory is None or not (path := Path(directory) / name).exists():
+        return None
+    return path
 
 
 def write_wrappers(order: Order, private: Path) -> None:
     """Write the programs that give SSH its host keys before anything that Ansible says.
 
     Of an option SSH takes what comes first, and `ssh_args` of the checkout's ansible.cfg come
-    before all that the environment says.
+    before all that the environment says. Of keys to log in with, all count.
     """
     keys = shlex.quote(f"UserKnownHostsFile={order.ansible.known_hosts}")
+    if own := credential(_SSH_KEY):
+        keys += " -o " + shlex.quote(f"IdentityFile={own}")
     for name in _SSH_PROGRAMS:
         wrapper = private / name
         wrapper.write_text(
@@ -166,16 +184,17 @@ class _Play:
         self._directory.private.chmod(0o700)
         (private / "home").mkdir(mode=0o700)
         write_wrappers(self._order, private)
+        seen = environment(self._order, private)
         # Not as arguments: everybody sees those.
         (private / "env" / "extravars").write_bytes(msgspec.json.encode(job.variables | variables))
         os.environ.clear()
-        os.environ.update(environment(self._order, private))
+        os.environ.update(seen)
         os.environ[MARK] = str(self._directory.path)
         try:
             runner = ansible_runner.run(
                 private_data_dir=str(private),
                 project_dir=ansible.checkout,
-                inventory=str(Path(ansible.checkout) / ansible.inventory),
+                inventory=ansible.inventories(),
                 playbook=job.playbook,
                 limit=job.limit,
                 tags=",".join(job.tags) or None,

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -24,7 +23,6 @@ from prime_spark.hook.directory import Order, Result, RunDirectory
 from prime_spark.hook.drift import Drift
 from prime_spark.hook.hosts import HostsError, hosts_of
 from prime_spark.hook.metrics import HookMetrics
-from prime_spark.hook.processes import end, marked
 from prime_spark.hook.queue import Breaker, Ended, HostResult, Queue, Run
 from prime_spark.hook.repository import GitError, Repository
 from prime_spark.hook.rules import Job
@@ -353,11 +351,11 @@ class Scheduler:
             time.monotonic() - attempt.stopped > self._config.limits.grace_seconds + _SPARE_SECONDS
         ):
             _log.error("a run does not end, killing it", run=run.id)
-            end(partial(marked, directory.path))
+            self._starter.end(directory)
 
     def _close_lost(self, run: Run, directory: RunDirectory) -> bool:
         """The run's process ended without a result: end what it has left, then unlock its hosts."""
-        left = end(partial(marked, directory.path))
+        left = self._starter.end(directory)
         reason = "its process ended without a result"
         if left:
             reason += f"; still there: processes {', '.join(map(str, left))}"

@@ -23,7 +23,7 @@ from prime_spark.hook.schedule import Clock
 from prime_spark.hook.scheduler import STARTING, Scheduler
 from prime_spark.hook.settings import HookConfig
 from prime_spark.hook.signatures import check_secret
-from prime_spark.hook.starter import ProcessStarter
+from prime_spark.hook.starter import ProcessStarter, Starter, UnitStarter
 from prime_spark.runtime.asgi import serve
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.logs import configure_logging
@@ -97,10 +97,13 @@ def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) 
         repository = None
         if config.repository is not None:
             repository = Repository(config.repository, Path(config.state), beat)
+        starter: Starter = ProcessStarter()
+        if config.run_socket is not None:
+            starter = UnitStarter(config.run_socket)
         scheduler = Scheduler(
             config,
             queue,
-            ProcessStarter(),
+            starter,
             metrics,
             health=health,
             repository=repository,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Literal
 
@@ -25,8 +26,9 @@ VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Z_][A-Z0-9_]*\Z")]
 class AnsibleConfig(Config, frozen=True):
     """What runs are made with: a checkout of the playbooks, and the programs of Ansible.
 
-    `inventory` is a path in the checkout. `environment` is what a run sees beside `PATH`, `HOME`
-    and `LANG`: paths of key and password files, say; no secret.
+    `inventory` is a path in the checkout. `connections` is an inventory beside it that says how
+    this host reaches the others: of a variable of a host it counts. `environment` is what a run
+    sees beside `PATH`, `HOME` and `LANG`; no secret.
     """
 
     checkout: AbsolutePath
@@ -34,6 +36,12 @@ class AnsibleConfig(Config, frozen=True):
     programs: AbsolutePath
     known_hosts: AbsolutePath = "/etc/ssh/ssh_known_hosts"
     environment: dict[VariableName, str] = msgspec.field(default_factory=dict)
+    connections: AbsolutePath | None = None
+
+    def inventories(self) -> list[str]:
+        """Return the inventories in the order in which Ansible has to read them."""
+        inventory = os.path.join(self.checkout, self.inventory)  # noqa: PTH118
+        return [inventory, *([self.connections] if self.connections else [])]
 
 
 class RepositoryConfig(Config, frozen=True):
@@ -107,14 +115,19 @@ class LimitsConfig(Config, frozen=True):
 
 
 class HookConfig(Config, frozen=True):
-    """Configuration of prime-spark-hook."""
+    """Configuration of prime-spark-hook.
+
+    `rules` is a file, as seen from the directory of the configuration. `run_socket` is the socket
+    whose connections systemd makes units of; without it, runs are processes of their own.
+    """
 
     http: HttpConfig
-    rules: AbsolutePath
+    rules: NonEmpty
     ansible: AnsibleConfig
     repository: RepositoryConfig | None = None
     commit_status: CommitStatusConfig | None = None
     alertmanager: AlertmanagerConfig | None = None
     state: AbsolutePath = "/var/lib/prime-spark-hook"
+    run_socket: AbsolutePath | None = None
     limits: LimitsConfig = LimitsConfig()
     log_level: LogLevel = "info"

@@ -62,6 +62,7 @@ class Terminal:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.json: bool = arguments.json
+        self._folder: Path = arguments.config.parent
         try:
             self.config = load_config(arguments.config, HookConfig)
         except ConfigError as error:
@@ -74,7 +75,7 @@ class Terminal:
     def rules(self) -> Rules:
         """Return the rules."""
         try:
-            return load_rules(Path(self.config.rules))
+            return load_rules(self._folder / self.config.rules)
         except RulesError as error:
             fail(str(error))
 
