@@ -280,7 +280,7 @@ CASES = [
     Case(
         "no vault",
         lambda data: data["vault"].clear(),
-        "vault: 33 secrets are missing, expected in the inventory's group_vars/all/vault.yml: "
+        "vault: 34 secrets are missing, expected in the inventory's group_vars/all/vault.yml: "
         "vault_agent_token, ",
     ),
     Case(
@@ -418,10 +418,12 @@ def written(directory: Path, data: Inventory) -> tuple[list[str], dict[str, str]
     """Write an inventory; returns its arguments, a run's environment, and who was contacted."""
     lab = directory / "lab"
     group_vars = directory / "inventory" / "group_vars" / "all"
-    for path in (group_vars, lab / "ssh"):
+    for path in (group_vars, lab / "ssh", lab / "secrets"):
         path.mkdir(parents=True)
     nas = data["main"].get("nas_server", "10.90.1.12")
     (lab / "ssh" / "known_hosts").write_text(f"{nas} ssh-ed25519 AAAA\n")
+    (lab / "ssh" / "id_ed25519").write_text("a key\n")
+    (lab / "secrets" / "vault-password").write_text("a password of the vault\n")
     (directory / "inventory" / "hosts.yml").write_text(yaml.safe_dump(data["hosts"]))
     for part in ("main", "vault", "images"):
         (group_vars / f"{part}.yml").write_text(yaml.safe_dump(data[part]))
