@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-# What prime_spark.api.auth.users asks for at least, and all of a fleet's hashes have.
+# What prime_spark.accounts.users asks for at least, and all of a fleet's hashes have.
 TIME_COST, MEMORY_KIB, PARALLELISM = 2, 19_456, 1
 OLLAMA_PORT = 11434
 

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from ansible_collections.prime_spark.fleet.plugins.filter import rotation
 from argon2 import PasswordHasher
+from prime_spark.accounts.users import User
 from prime_spark.api.auth.tokens import AccessTokens, TokenError
-from prime_spark.api.auth.users import User
 from prime_spark.api.settings import AuthConfig
 
 

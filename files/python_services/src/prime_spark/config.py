@@ -76,6 +76,12 @@ class DatabaseConfig(Config, frozen=True):
     port: Port = 5432
 
 
+class Secret(Config, frozen=True):
+    """A secret of its own, by the name of its credential."""
+
+    credential: CredentialName
+
+
 class HttpConfig(Config, frozen=True):
     """Where /health and /metrics are served. Never a wildcard: the VPN address or loopback.
 

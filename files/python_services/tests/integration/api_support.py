@@ -16,8 +16,8 @@ import yaml
 from redis import Redis
 from tests.integration.servers import KafkaServer, LlamaServer, PostgresServer, RedisServer
 
-from prime_spark.api.auth.passwords import hasher
-from prime_spark.api.auth.users import HashParameters
+from prime_spark.accounts.passwords import hasher
+from prime_spark.accounts.users import HashParameters
 from prime_spark.memory.nas import SENTINEL
 from support import (
     Command,

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
+from prime_spark.accounts.users import Role
 from prime_spark.api.auth.service import Caller
-from prime_spark.api.auth.users import Role
 from prime_spark.api.authorization import allow_write
 from prime_spark.api.dependencies import Services
 from prime_spark.api.middleware import _LARGE_BYTES, Large, Middleware

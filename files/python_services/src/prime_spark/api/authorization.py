@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from prime_spark.accounts.users import RANKS, Role
 from prime_spark.api.audit import audit
 from prime_spark.api.auth.service import Caller
 from prime_spark.api.auth.tokens import TokenError
-from prime_spark.api.auth.users import RANKS, Role
 from prime_spark.api.dependencies import services_of
 from prime_spark.api.errors import ApiError
 from prime_spark.api.rate_limit import Rate

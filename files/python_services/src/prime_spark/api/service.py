@@ -9,14 +9,14 @@ from collections.abc import Sequence
 import uvloop
 from prometheus_client import REGISTRY
 
+from prime_spark.accounts.passwords import Passwords
+from prime_spark.accounts.users import Users
 from prime_spark.api.app import create_app
 from prime_spark.api.artifacts import Artifacts
 from prime_spark.api.auth.lockout import Lockout
-from prime_spark.api.auth.passwords import Passwords
 from prime_spark.api.auth.service import Auth
 from prime_spark.api.auth.sessions import Sessions
 from prime_spark.api.auth.tokens import AccessTokens
-from prime_spark.api.auth.users import Users
 from prime_spark.api.dependencies import Services
 from prime_spark.api.rate_limit import Rates
 from prime_spark.api.request_log import RequestLog

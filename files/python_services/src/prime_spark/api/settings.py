@@ -6,9 +6,9 @@ from typing import Annotated
 
 import msgspec
 
+from prime_spark.accounts.lockout import LockoutConfig
 from prime_spark.config import (
     Config,
-    CredentialName,
     HttpConfig,
     KafkaConfig,
     LogLevel,
@@ -16,19 +16,13 @@ from prime_spark.config import (
     Positive,
     PositiveSeconds,
     RedisConfig,
+    Secret,
 )
 from prime_spark.kafka.publisher import PublisherConfig
 from prime_spark.llm.settings import LLMConfig
 from prime_spark.memory.settings import MemoryConfig
+from prime_spark.runtime.window import Rate
 from prime_spark.tasks.settings import CoordinatorConfig
-
-Rate = Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{0,8}/(second|minute|hour)\Z")]
-
-
-class Secret(Config, frozen=True):
-    """A secret of its own, by the name of its credential."""
-
-    credential: CredentialName
 
 
 class AuthConfig(Config, frozen=True):
@@ -54,23 +48,6 @@ class AuthConfig(Config, frozen=True):
     hash_calls: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
     hash_wait_seconds: PositiveSeconds = 5.0
     revocations_seconds: PositiveSeconds = 2.0
-
-
-class LockoutConfig(Config, frozen=True):
-    """From the `failures`th wrong password in a row on, an account is locked for an address.
-
-    First for `first_seconds`, then twice as long after each further one, up to `max_seconds`.
-    Forgotten after `forget_seconds`. From the `failures_anywhere`th on, whatever addresses they
-    came from, the account is locked likewise for all addresses but those it was logged in from
-    within `known_seconds`: guesses from many addresses are bounded, and do not shut its owner out.
-    """
-
-    failures: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
-    failures_anywhere: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 50
-    first_seconds: PositiveSeconds = 5.0
-    max_seconds: PositiveSeconds = 900.0
-    forget_seconds: Positive = 24 * 3600
-    known_seconds: Positive = 30 * 24 * 3600
 
 
 class LimitsConfig(Config, frozen=True):

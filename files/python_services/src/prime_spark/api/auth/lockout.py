@@ -12,15 +12,14 @@ exist are treated alike, so that nothing tells them apart.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
+from prime_spark.accounts.lockout import LockedError, LockoutConfig, names_of
 from prime_spark.api.auth.sessions import SessionsUnavailableError
-from prime_spark.api.settings import LockoutConfig
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
 
 # KEYS failures-here lock-here failures-anywhere lock-anywhere known
@@ -57,14 +56,6 @@ if redis.call('EXISTS', KEYS[5]) == 0 then
 end
 redis.call('SET', KEYS[5], '', 'EX', ARGV[1])
 """
-
-
-class LockedError(Exception):
-    """The account is locked for `seconds` more, for whoever has this address."""
-
-    def __init__(self, seconds: int) -> None:
-        super().__init__(f"locked for {seconds} s")
-        self.seconds = seconds
 
 
 class _Script(Protocol):
@@ -105,9 +96,7 @@ class Lockout:
 
 
 def _keys(username: str, address: str) -> list[str]:
-    """Return the keys; whatever was typed as a name does not get into Redis."""
-    account = hashlib.sha256(username.encode()).hexdigest()[:32]
-    here = hashlib.sha256(f"{address} {username}".encode()).hexdigest()[:32]
+    account, here = names_of(username, address)
     return [
         f"auth:failures:{here}",
         f"auth:lock:{here}",

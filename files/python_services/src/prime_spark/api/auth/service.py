@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import structlog
 
+from prime_spark.accounts.passwords import Passwords
+from prime_spark.accounts.users import User, Users
 from prime_spark.api.auth.lockout import Lockout
-from prime_spark.api.auth.passwords import Passwords
 from prime_spark.api.auth.sessions import RefreshError, Session, Sessions, SessionsUnavailableError
 from prime_spark.api.auth.tokens import AccessTokens, TokenError
-from prime_spark.api.auth.users import User, Users
 from prime_spark.runtime.service import Service
 
 _log = structlog.get_logger(__name__)

@@ -8,12 +8,12 @@ import structlog
 from fastapi import APIRouter, Request
 from pydantic import Field, StringConstraints
 
+from prime_spark.accounts.lockout import LockedError
+from prime_spark.accounts.passwords import BusyError
+from prime_spark.accounts.users import Role
 from prime_spark.api.audit import audit
-from prime_spark.api.auth.lockout import LockedError
-from prime_spark.api.auth.passwords import BusyError
 from prime_spark.api.auth.service import WrongCredentialsError
 from prime_spark.api.auth.sessions import RefreshError, Session, SessionsUnavailableError
-from prime_spark.api.auth.users import Role
 from prime_spark.api.authorization import SECURED, Reader
 from prime_spark.api.dependencies import Services, services_of
 from prime_spark.api.errors import GUARDED, ApiError, problems, unavailable

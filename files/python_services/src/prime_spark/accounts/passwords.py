@@ -7,7 +7,7 @@ import secrets
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from prime_spark.api.auth.users import HashParameters, Users
+from prime_spark.accounts.users import HashParameters, Users
 from prime_spark.runtime.threads import BoundedCalls
 
 

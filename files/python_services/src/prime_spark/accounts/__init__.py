@@ -1,0 +1,1 @@
+"""The fleet's users: names, roles, passwords, and when an account is locked."""
