@@ -76,6 +76,7 @@ class Hook:
             wake=self.wake,
         )
         self.app = intake.app(HttpConfig(host="127.0.0.1", port=1), self.registry)
+        self.bare_app = intake.bare_app()
 
     def wake(self) -> None:
         self.woken += 1
@@ -165,6 +166,15 @@ def test_wrong_ways_to_ask(hook: Hook) -> None:
     for text in (b"", b"[]", b"ref=main", b'{"a": NaN}', b'{"a":' * 3000):
         assert hook.post("github", *signed("github", text)).status_code == 400
     assert hook.queue.pending() == []
+
+
+def test_strangers_find_deliveries_and_nothing_else(hook: Hook) -> None:
+    hook.app = hook.bare_app
+    assert hook.post("github").status_code == 202
+    assert hook.post("github", {}, b"{}").status_code == 401
+    for path in ("/", "/health", "/metrics", "/login", "/runs", "/static/page.css", "/docs"):
+        for method in ("GET", "POST"):
+            assert hook.request(method, path, {}, b"").status_code == 404, path
 
 
 def test_a_sender_that_goes_away_is_no_defect(hook: Hook) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 from starlette.requests import ClientDisconnect
 
@@ -75,10 +75,21 @@ class Intake:
         self._wake = wake
 
     def app(self, http: HttpConfig, registry: CollectorRegistry) -> FastAPI:
-        """Return the application."""
+        """Return the application: deliveries, /health and /metrics."""
         app = create_app("Prime Spark hook", self._health, http, registry)
+        app.include_router(self._router())
+        return app
 
-        @app.post("/hooks/{name}")
+    def bare_app(self) -> FastAPI:
+        """Return the application for strangers: it takes deliveries and has nothing else."""
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        app.include_router(self._router())
+        return app
+
+    def _router(self) -> APIRouter:
+        router = APIRouter()
+
+        @router.post("/hooks/{name}")
         async def deliver(name: str, request: Request) -> Response:
             """Take a delivery."""
             source = self._rules.source(name)
@@ -107,7 +118,7 @@ class Intake:
             content = {"run": None, "detail": detail} if status == 200 else {"detail": detail}
             return _answer(status, content)
 
-        return app
+        return router
 
     async def _take(self, source: Source | None, request: Request) -> _Outcome:
         """Return what became of the delivery's events, one at least."""

@@ -120,6 +120,8 @@ def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) 
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(serve(intake.app(config.http, REGISTRY), config.http, service))
+            if config.intake is not None:
+                tasks.create_task(serve(intake.bare_app(), config.intake, service))
             tasks.create_task(scheduler.run(service))
             if rules.schedules:
                 clock = Clock(rules, queue, health=health, wake=scheduler.wake)

@@ -119,6 +119,8 @@ class HookConfig(Config, frozen=True):
 
     `rules` is a file, as seen from the directory of the configuration. `run_socket` is the socket
     whose connections systemd makes units of; without it, runs are processes of their own.
+    `intake` is a second address that takes deliveries and answers nothing else, for a proxy that
+    the internet reaches.
     """
 
     http: HttpConfig
@@ -130,4 +132,5 @@ class HookConfig(Config, frozen=True):
     state: AbsolutePath = "/var/lib/prime-spark-hook"
     run_socket: AbsolutePath | None = None
     limits: LimitsConfig = LimitsConfig()
+    intake: HttpConfig | None = None
     log_level: LogLevel = "info"
