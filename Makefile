@@ -169,6 +169,9 @@ rotate: $(VENV)/.ready ## Renew a secret everywhere: make rotate SECRET=vault_..
 api-user: $(VENV)/.ready ## Add or change a user of the API: make api-user INVENTORY=inventories/production NAME=alice ROLE=admin
 	$(PY) tools/api_user.py --inventory $(or $(INVENTORY),inventories/lab) --role $(or $(ROLE),viewer) $(ARGS) $(NAME)
 
+screenshots: $(VENV)/.ready lab-tools ## Take the pictures of the hook's page in docs/images, by Debian's Chromium
+	$(PY) files/python_services/tests/integration/hook_screenshots.py
+
 dashboards: $(VENV)/.ready ## Write Grafana's dashboards from tools/dashboards
 	$(PY) -m tools.dashboards
 

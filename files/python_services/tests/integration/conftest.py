@@ -30,6 +30,7 @@ from support import Command, create_database, create_role, database_config  # no
 # all others waiting.
 LONGEST = (
     "test_hook",
+    "test_hook_browser",
     "test_ingest_faults",
     "test_ingest_fuzz",
     "test_hostile_http",

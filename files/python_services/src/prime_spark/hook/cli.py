@@ -62,10 +62,11 @@ def _serve(argv: Sequence[str]) -> int:
         service.check_commits(config, rules)
         if not arguments.check_config or "CREDENTIALS_DIRECTORY" in os.environ:
             secrets = service.secrets_of(rules)
+            users = service.users_of(config)
     except ConfigError as error:
         fail(str(error))
     config = config_from_arguments(arguments, HookConfig)
-    return service.run(config, rules, secrets)
+    return service.run(config, rules, secrets, users)
 
 
 def _config(path: Path) -> HookConfig:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from prometheus_client import REGISTRY
 
+from prime_spark.accounts.users import Users
 from prime_spark.config import ConfigError, fail, read_credential
 from prime_spark.hook.alerts import Teller
 from prime_spark.hook.forge import Forge
 from prime_spark.hook.intake import Intake
 from prime_spark.hook.metrics import HookMetrics
+from prime_spark.hook.people import People
 from prime_spark.hook.poll import Poller
 from prime_spark.hook.queue import Queue
 from prime_spark.hook.repository import Repository
@@ -24,6 +26,8 @@ from prime_spark.hook.scheduler import STARTING, Scheduler
 from prime_spark.hook.settings import HookConfig
 from prime_spark.hook.signatures import check_secret
 from prime_spark.hook.starter import ProcessStarter, Starter, UnitStarter
+from prime_spark.hook.web.logins import Store
+from prime_spark.hook.web.page import Page
 from prime_spark.runtime.asgi import serve
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.logs import configure_logging
@@ -45,6 +49,11 @@ def secrets_of(rules: Rules) -> dict[str, list[str]]:
                 raise ConfigError(f"source {source.name}, credential {name!r}: another has it, too")
             found[source.name].append(secret)
     return found
+
+
+def users_of(config: HookConfig) -> Users | None:
+    """Return who may log in to the page, where there is one; raises ConfigError."""
+    return None if config.web is None else Users(read_credential(config.web.users.credential))
 
 
 def check_commits(config: HookConfig, rules: Rules) -> None:
@@ -80,7 +89,9 @@ def open_queue(config: HookConfig) -> Queue:
         fail(f"state {state}: {error}")
 
 
-def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) -> int:
+def run(
+    config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]], users: Users | None
+) -> int:
     """Run the hook; return the exit status."""
     configure_logging("hook", config.log_level)
     queue = open_queue(config)
@@ -119,7 +130,27 @@ def run(config: HookConfig, rules: Rules, secrets: Mapping[str, Sequence[str]]) 
             wake=scheduler.wake,
         )
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(serve(intake.app(config.http, REGISTRY), config.http, service))
+            app = intake.app(config.http, REGISTRY)
+            if config.web is not None and users is not None:
+                loop = asyncio.get_running_loop()
+
+                def wake() -> None:
+                    loop.call_soon_threadsafe(scheduler.wake)
+
+                people = People(queue, rules, wake)
+                store = Store(Path(config.state) / "page.sqlite")
+                page = Page(
+                    config,
+                    config.web,
+                    users,
+                    people,
+                    store,
+                    queue=queue,
+                    rules=rules,
+                    stop=service.stop,
+                )
+                page.mount(app)
+            tasks.create_task(serve(app, config.http, service))
             if config.intake is not None:
                 tasks.create_task(serve(intake.bare_app(), config.intake, service))
             tasks.create_task(scheduler.run(service))

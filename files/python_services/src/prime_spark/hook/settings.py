@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from prime_spark.accounts.lockout import LockoutConfig
 from prime_spark.config import (
     Config,
     CredentialName,
@@ -16,7 +17,9 @@ from prime_spark.config import (
     NonEmpty,
     Positive,
     PositiveSeconds,
+    Secret,
 )
+from prime_spark.runtime.window import Rate
 
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
 HttpUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/@]+(/\S*)?\Z")]
@@ -114,13 +117,27 @@ class LimitsConfig(Config, frozen=True):
     kept_bytes: Positive = 1024 * 1024 * 1024
 
 
+class PageConfig(Config, frozen=True):
+    """Who may log in to the page, and how long that lasts.
+
+    The credential `users` holds the API's users. A session ends `idle_seconds` after its last use,
+    and `max_seconds` after it began. An address may try `logins`, whatever the names.
+    """
+
+    users: Secret
+    idle_seconds: PositiveSeconds = 8 * 3600.0
+    max_seconds: PositiveSeconds = 7 * 24 * 3600.0
+    logins: Rate = "30/minute"
+    lockout: LockoutConfig = LockoutConfig()
+
+
 class HookConfig(Config, frozen=True):
     """Configuration of prime-spark-hook.
 
     `rules` is a file, as seen from the directory of the configuration. `run_socket` is the socket
     whose connections systemd makes units of; without it, runs are processes of their own.
-    `intake` is a second address that takes deliveries and answers nothing else, for a proxy that
-    the internet reaches.
+    Without `web` there is no page. `intake` is a second address that takes deliveries and answers
+    nothing else, for a proxy that the internet reaches.
     """
 
     http: HttpConfig
@@ -133,4 +150,5 @@ class HookConfig(Config, frozen=True):
     run_socket: AbsolutePath | None = None
     limits: LimitsConfig = LimitsConfig()
     intake: HttpConfig | None = None
+    web: PageConfig | None = None
     log_level: LogLevel = "info"

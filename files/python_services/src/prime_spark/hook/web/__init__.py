@@ -1,0 +1,1 @@
+"""The hook's page: the fleet, runs with their logs and results, and decisions about them."""
