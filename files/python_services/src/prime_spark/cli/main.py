@@ -14,8 +14,9 @@ from prime_spark import __version__
 from prime_spark.cli import memory, tasks
 from prime_spark.cli.client import Client
 from prime_spark.cli.errors import CliError
-from prime_spark.cli.output import Output, age, size, table
+from prime_spark.cli.output import Output
 from prime_spark.cli.state import State, state_of
+from prime_spark.runtime.tables import age, size, table
 
 app = typer.Typer(
     name="prime-spark",

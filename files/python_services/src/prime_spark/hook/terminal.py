@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 import structlog
 
-from prime_spark.cli.output import age, table
 from prime_spark.config import ConfigError, fail, load_config
 from prime_spark.hook import service
 from prime_spark.hook.directory import RunDirectory
@@ -28,6 +27,7 @@ from prime_spark.hook.people import People, Person
 from prime_spark.hook.queue import DecisionError, Queue, Run
 from prime_spark.hook.rules import Rules, RulesError, load_rules
 from prime_spark.hook.settings import HookConfig
+from prime_spark.runtime.tables import age, table
 
 CONFIG = Path("/etc/prime-spark/hook/config.json")
 _CELL_CHARS = 60
