@@ -12,8 +12,6 @@ from typing import Any
 DAY = timedelta(days=1)
 MAX_AGE = 180 * DAY
 MAX_FUTURE = timedelta(hours=1)
-# The bounds move on between making a message and deciding about it.
-MARGIN = timedelta(minutes=10)
 COMPRESSIONS = (None, "gzip", "snappy", "lz4", "zstd")
 
 
@@ -37,11 +35,16 @@ class Message:
 
 
 class Generator:
-    """Makes messages, the same ones for the same `seed`; `now` is what times are relative to."""
+    """Makes messages, the same ones for the same `seed`; `now` is what times are relative to.
 
-    def __init__(self, seed: int, now: datetime) -> None:
+    `margin` is longer than the last message is on its way after `now`: so far from a bound of time
+    it is certain on which side ingest sees a message.
+    """
+
+    def __init__(self, seed: int, now: datetime, margin: timedelta) -> None:
         self._random = random.Random(seed)
         self._now = now
+        self._margin = margin
         self._number = 0
         # Few hours, for maintenance rolls each one up by itself.
         self._hours = [now - self._random.random() * (MAX_AGE - DAY) for _ in range(40)]
@@ -88,7 +91,7 @@ class Generator:
             return self._telemetry(moment, fate=self._fate_at(moment))
         if pick == 1:  # at the bounds
             bound = self._random.choice((self._now - MAX_AGE, self._now + MAX_FUTURE))
-            moment = bound + timedelta(seconds=self._random.uniform(-1500, 1500))
+            moment = bound + self._margin * self._random.uniform(-2.5, 2.5)
             return self._telemetry(moment, fate=self._fate_at(moment))
         if pick == 2:  # no time at all
             text = self._random.choice(NO_TIMES)
@@ -246,9 +249,9 @@ class Generator:
         return hour + timedelta(microseconds=self._random.randrange(60_000_000))
 
     def _fate_at(self, moment: datetime) -> str | None:
-        if abs(moment - (self._now - MAX_AGE)) < MARGIN:
+        if abs(moment - (self._now - MAX_AGE)) < self._margin:
             return None
-        if abs(moment - (self._now + MAX_FUTURE)) < MARGIN:
+        if abs(moment - (self._now + MAX_FUTURE)) < self._margin:
             return None
         inside = self._now - MAX_AGE < moment < self._now + MAX_FUTURE
         return "stored" if inside else "dead"

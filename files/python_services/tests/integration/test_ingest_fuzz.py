@@ -36,6 +36,8 @@ from ingest_support import Pipeline, create_pipeline
 from support import Command, Daemon, database_config, eventually, read_all, running
 
 MESSAGES = 200_000 if os.environ.get("PRIME_SPARK_FULL") == "1" else 20_000
+# What the test may take: it is an end to one that hangs, and no bound on speed.
+TEST_SECONDS = max(600, MESSAGES / 50)
 SENTINELS = 1000
 # So many at a time, before its sentinels are waited for.
 WAVE = 400
@@ -49,7 +51,7 @@ Place = tuple[int, int]
 
 
 # Each wait has its own deadline; this one only ends a test that hangs.
-@pytest.mark.timeout(MESSAGES / 50)
+@pytest.mark.timeout(TEST_SECONDS)
 def test_whatever_is_sent_is_stored_or_dead_and_stops_nobody(
     kafka: KafkaServer,
     postgres: PostgresServer,
@@ -63,7 +65,7 @@ def test_whatever_is_sent_is_stored_or_dead_and_stops_nobody(
     path = create_pipeline(kafka, postgres, tmp_path)
     path.command.config.pop("max_age_days", None)
     path.command.config["batch"] = {"max_records": 2000, "max_wait_ms": 500}
-    generator = Generator(seed, datetime.now(UTC))
+    generator = Generator(seed, datetime.now(UTC), timedelta(seconds=TEST_SECONDS))
     with Redis.from_url(redis.url) as administrator:
         administrator.flushall()
     (tmp_path / "readers_password").write_text(READERS_SECRET)
