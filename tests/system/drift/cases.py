@@ -158,7 +158,15 @@ CASES = (
         r"\.complete is missing",
         "ls $(readlink -f /opt/prime-spark/services/deadman/current)/.complete",
     ),
+    Case(
+        "rules", HUB, "hook", "echo >> /etc/prime-spark/hook/rules.yml",
+        "content of /etc/prime-spark/hook/rules.yml", state("/etc/prime-spark/hook/rules.yml"),
+    ),
     # --- units
+    Case(
+        "stopped socket", HUB, "hook", "systemctl stop prime-spark-hook-run.socket",
+        "prime-spark-hook-run.socket is inactive", unit("prime-spark-hook-run.socket"),
+    ),
     Case(
         "stopped", AGENT, "node_exporter", "systemctl stop prime-spark-node-exporter.service",
         "prime-spark-node-exporter.service is inactive", unit("prime-spark-node-exporter.service"),
