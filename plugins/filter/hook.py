@@ -7,13 +7,8 @@ import hashlib
 import hmac
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-DOCUMENTATION = r"""
-name: hook
-short_description: Sign deliveries for the web hook
-"""
 
 # It is judged after its signature, and is no JSON: 400 where the secret is accepted, else 401.
 BODY = "rotation"
@@ -21,7 +16,7 @@ SIGNING = "whsec_"
 
 
 def hook_rotation_requests(
-    sources: Iterable[Mapping[str, Any]], secrets: Mapping[str, str], new: str, old: str
+    sources: list[dict[str, Any]], secrets: Mapping[str, str], new: str, old: str
 ) -> list[dict[str, Any]]:
     """A loop of `uri`: to each source that has the secret `new`, a delivery with it and one with
     the one before."""

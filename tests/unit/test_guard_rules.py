@@ -31,7 +31,10 @@ print("ready", flush=True)
 time.sleep(60)
 """
 GUARD_PROBLEMS = """
-from plugins.modules.host_health import guard_problems
+import os
+from ansible.plugins.loader import init_plugin_loader
+init_plugin_loader([os.path.abspath("collections")])
+from ansible_collections.prime_spark.fleet.plugins.modules.host_health import guard_problems
 print(guard_problems())
 """
 

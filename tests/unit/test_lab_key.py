@@ -27,8 +27,10 @@ OUTSIDE = (
 )
 OUTSIDE_FILES = {
     ".ansible-lint",
+    ".editorconfig",
     ".gitignore",
     ".yamllint",
+    "LICENSE",
     "Makefile",
     "galaxy.yml",
     "pyproject.toml",
