@@ -97,6 +97,7 @@ SERVICES = (
     *(("telemetry", "telemetry_port"), ("ingest", "ingest_port"), ("api", "api_port")),
     *(("spark_agent", "spark_agent_port"), ("dispatcher", "dispatcher_port")),
     *(("deadman", "deadman_port"), ("exporters", "exporters_kafka_port")),
+    *(("hook", "hook_port"), ("hook", "hook_intake_port")),
 )
 # By what is asked: the release that has the client.
 CLIENTS = {"kafka": "kafka-admin", "redis": "telemetry", "postgres": "api", "http": "telemetry"}

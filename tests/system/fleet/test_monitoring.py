@@ -58,6 +58,7 @@ def expected() -> dict[tuple[str, str], str]:
         ("prime_spark", "spark_agent"): ("spark_agent", "spark_agent_port"),
         ("prime_spark", "dispatcher"): ("dispatcher", "dispatcher_port"),
         ("prime_spark", "deadman"): ("deadman", "deadman_port"),
+        ("prime_spark", "hook"): ("hook", "hook_port"),
         ("kafka", "kafka"): ("exporters", "exporters_kafka_port"),
         ("postgres", "timescale"): ("exporters", "exporters_postgres_port"),
         ("redis", "redis"): ("exporters", "exporters_redis_port"),

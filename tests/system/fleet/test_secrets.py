@@ -61,6 +61,7 @@ NEEDED = {
         "vault_timescale_reader_password",
     },
     "deadman": {"vault_deadman_token"},
+    "hook": {"vault_hook_alerts", "vault_hook_github"},
     "airflow": {
         "vault_airflow_admin_password",
         "vault_airflow_api_secret",

@@ -40,6 +40,7 @@ FILES = {
     "node_exporter": "/etc/systemd/system/prime-spark-node-exporter.service",
     "exporters": f"{STACK}/exporters/compose.yml",
     "deadman": "/etc/prime-spark/deadman/config.json",
+    "hook": "/etc/prime-spark/hook/rules.yml",
     "monitoring": f"{STACK}/monitoring/config/prometheus/prometheus.yml",
 }
 # A run keeps one core busy half of the time and waits for hosts in the other half.
