@@ -150,6 +150,7 @@ def test_a_form_of_somebody_else_does_nothing(path: str, fleet: Fleet) -> None:
         "from elsewhere": anna.post(place, fields | {"form": token}, Origin="http://evil.example"),
         "another port": anna.post(place, fields | {"form": token}, Origin="http://hook:9001"),
         "from nowhere": anna.post(place, fields | {"form": token}, Origin="null"),
+        "no address": anna.post(place, fields | {"form": token}, Origin="http://["),
         "no origin": anna.ask("POST", place, data=fields | {"form": token}),
     }
     for what, answer in attempts.items():

@@ -8,7 +8,7 @@ import math
 import re
 import secrets
 from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 import msgspec
 import structlog
@@ -191,8 +191,8 @@ async def _fields(request: Request) -> dict[str, str]:
 
 def _check_form(request: Request, fields: dict[str, str], expected: str, user: str) -> None:
     """Raise PageError unless our own page has sent the form, in the same session."""
-    origin = urlsplit(request.headers.get("origin", ""))
-    same = origin.scheme in {"http", "https"} and origin.netloc == request.headers.get("host")
+    host = request.headers.get("host", "")
+    same = request.headers.get("origin") in {f"http://{host}", f"https://{host}"}
     given = fields.get("form", "").encode()
     if not same or not hmac.compare_digest(given, expected.encode()):
         _refused(request, user, "not sent from a form of this session")
