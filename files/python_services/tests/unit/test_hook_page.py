@@ -22,6 +22,7 @@ from hook_page import ORIGIN, PASSWORD, Browser, Fleet, changed, example, headin
 from prime_spark.accounts.lockout import LockoutConfig
 from prime_spark.accounts.users import Users
 from prime_spark.hook.web.events import follow
+from prime_spark.hook.web.logins import form_token
 from prime_spark.hook.web.text import diff_html, line_html, marked, plain
 from prime_spark.hook.web.view import duration
 
@@ -207,6 +208,16 @@ def test_a_login_form_of_somebody_else_logs_nobody_in(fleet: Fleet) -> None:
     assert person.post("/login", fields, Origin="http://evil.example").status_code == 403
     assert Browser(fleet).post("/login", fields).status_code == 403
     assert person.post("/login", fields).status_code == 303
+
+
+@pytest.mark.parametrize("cookie", ["", "x", '"\\012"'])
+def test_a_login_form_is_bound_to_a_secret_of_our_making(cookie: str, fleet: Fleet) -> None:
+    person = Browser(fleet)
+    headers = {"Cookie": f"prime_spark_hook_login={cookie}", "Origin": ORIGIN}
+    fields = {"username": "vera", "password": PASSWORD, "form": form_token(cookie)}
+    assert person.ask("POST", "/login", data=fields, headers=headers).status_code == 403
+    assert person.ask("GET", "/login", headers=headers).status_code == 200
+    assert len(person.cookies["prime_spark_hook_login"]) == 43
 
 
 def test_a_wrong_name_and_a_wrong_password_cannot_be_told_apart(fleet: Fleet) -> None:

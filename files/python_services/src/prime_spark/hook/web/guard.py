@@ -33,6 +33,7 @@ _FORM_BYTES = 8192
 _PASSWORD_CHARS = 256
 _HASH_CALLS = 2
 _HASH_WAIT_SECONDS = 5.0
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 _LOCAL = re.compile(r"/(?![/\\])[\w./?=&%~-]*")
 
 
@@ -122,14 +123,15 @@ class Guard:
 
     def login_form(self, request: Request) -> tuple[str, Callable[[Response], None]]:
         """Return what the login form contains, and what binds an answer's browser to it."""
-        token = request.cookies.get(_LOGIN_COOKIE) or secrets.token_urlsafe(32)
+        token = _login_token(request) or secrets.token_urlsafe(32)
         return form_token(token), lambda response: _set_cookie(response, _LOGIN_COOKIE, token)
 
     async def log_in(self, request: Request) -> Response:
         """Return the way to the page that was asked for, with a session; raises PageError."""
         fields = await _fields(request)
-        expected = form_token(request.cookies.get(_LOGIN_COOKIE, ""))
-        _check_form(request, fields, expected, "")
+        # Of no token, everybody could compute what the form contains.
+        token = _login_token(request) or secrets.token_urlsafe(32)
+        _check_form(request, fields, form_token(token), "")
         username, password = fields.get("username", ""), fields.get("password", "")
         address = address_of(request)
         if seconds := self._logins.wait(address):
@@ -146,11 +148,11 @@ class Guard:
             _refused(request, username, "wrong name or password")
             raise PageError(401, "The name or the password is wrong.")
         await asyncio.to_thread(self._lockout.succeeded, username, address)
-        token = await asyncio.to_thread(self.sessions.begin, username)
+        session = await asyncio.to_thread(self.sessions.begin, username)
         _log.info("login", audit="login", user=username, client=address)
         wanted = fields.get("next", "")
         answer = RedirectResponse(wanted if _LOCAL.fullmatch(wanted) else "/", 303)
-        _set_cookie(answer, COOKIE, token)
+        _set_cookie(answer, COOKIE, session)
         answer.delete_cookie(_LOGIN_COOKIE)
         return answer
 
@@ -187,6 +189,12 @@ async def _fields(request: Request) -> dict[str, str]:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=20))
     except ValueError:
         raise PageError(400, "The form cannot be read.") from None
+
+
+def _login_token(request: Request) -> str:
+    """Return what the browser's login form is bound to; nothing where that is not of our making."""
+    token = request.cookies.get(_LOGIN_COOKIE, "")
+    return token if _TOKEN.fullmatch(token) else ""
 
 
 def _check_form(request: Request, fields: dict[str, str], expected: str, user: str) -> None:
