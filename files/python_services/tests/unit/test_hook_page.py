@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import structlog
 from fastapi.routing import APIRoute
 from hypothesis import given
 from hypothesis import strategies as st
@@ -224,6 +225,14 @@ def test_a_wrong_name_and_a_wrong_password_cannot_be_told_apart(fleet: Fleet) ->
     answers = [Browser(fleet).log_in(name, "wrong") for name in ("vera", "nobody", "' OR 1=1 --")]
     texts = {re.sub(r'value="[^"]*"', "", answer.text) for answer in answers}
     assert ({answer.status_code for answer in answers}, len(texts)) == ({401}, 1)
+
+
+def test_what_was_typed_as_a_name_is_not_in_the_journal(fleet: Fleet) -> None:
+    with structlog.testing.capture_logs() as lines:
+        Browser(fleet).log_in("hunter2", "vera")
+        Browser(fleet).log_in("vera", "wrong")
+    assert [line["user"] for line in lines if line.get("audit") == "refused"] == ["unknown", "vera"]
+    assert "hunter2" not in str(lines)
 
 
 def test_wrong_passwords_lock_an_account_where_they_came_from(fleet: Fleet) -> None:

@@ -133,6 +133,8 @@ class Guard:
         token = _login_token(request) or secrets.token_urlsafe(32)
         _check_form(request, fields, form_token(token), "")
         username, password = fields.get("username", ""), fields.get("password", "")
+        # What is typed as a name may be a password.
+        known = username if self.sessions.users.get(username) else "unknown"
         address = address_of(request)
         if seconds := self._logins.wait(address):
             raise _later(seconds, "Too many attempts from your address.")
@@ -140,12 +142,12 @@ class Guard:
             await asyncio.to_thread(self._lockout.attempt, username, address)
             right = await self._passwords.check(username, password[:_PASSWORD_CHARS])
         except LockedError as error:
-            _refused(request, username, "locked")
+            _refused(request, known, "locked")
             raise _later(error.seconds, "Too many wrong passwords.") from None
         except BusyError:
             raise PageError(503, "Too many people log in just now. Try again.") from None
         if not right:
-            _refused(request, username, "wrong name or password")
+            _refused(request, known, "wrong name or password")
             raise PageError(401, "The name or the password is wrong.")
         await asyncio.to_thread(self._lockout.succeeded, username, address)
         session = await asyncio.to_thread(self.sessions.begin, username)
