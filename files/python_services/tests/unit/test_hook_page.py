@@ -577,6 +577,12 @@ def test_colours_of_a_terminal_are_classes() -> None:
     )
 
 
+def test_what_is_left_out_of_a_difference_is_told() -> None:
+    shown = Tags(str(diff_html("+\n" * 3000 + "+all that matters"))).text
+    assert shown.endswith("+\n… 1001 more lines\n")
+    assert "more lines" not in diff_html("+\n" * 1999)
+
+
 def test_spans_of_time() -> None:
     spans = {0.04: "0.0 s", 59.4: "59 s", 60: "1 min", 3599.6: "1 h", 90061: "1 d 1 h"}
     assert {seconds: duration(seconds) for seconds in spans} == spans

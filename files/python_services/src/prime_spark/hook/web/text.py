@@ -79,12 +79,18 @@ def diff_html(text: str) -> Markup:
     """Return a unified difference as HTML: what goes, what comes."""
     shown: list[Markup] = []
     header = False
-    lines = text.split("\n", _DIFF_LINES)[:_DIFF_LINES]
+    lines = text.split("\n", _DIFF_LINES)
+    rest = lines[_DIFF_LINES:]
+    lines = lines[:_DIFF_LINES]
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         begins = line.startswith("--- ") and following.startswith("+++ ")
         kind = "hunk" if begins or header else _KINDS.get(line[:1], "same")
         header = begins
         shown.append(Markup('<span class="{}">{}\n</span>').format(kind, plain(short(line))))
+    for left in rest:
+        # Who approves has to know that this is not all.
+        more = left.count("\n") + 1
+        shown.append(Markup('<span class="hunk">… {} more lines\n</span>').format(more))
     return Markup("").join(shown)
 
 
