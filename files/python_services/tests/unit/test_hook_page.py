@@ -7,12 +7,14 @@ import html
 import json
 import re
 import time
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 import structlog
 from fastapi.routing import APIRoute
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 from hook_page import ORIGIN, PASSWORD, Browser, Fleet, changed, example, heading, job, task
 from prime_spark.accounts.lockout import LockoutConfig
 from prime_spark.accounts.users import Users
-from prime_spark.hook.web.events import follow
+from prime_spark.hook.web.events import Events, follow, text_of
 from prime_spark.hook.web.logins import form_token
 from prime_spark.hook.web.text import diff_html, line_html, marked, plain
 from prime_spark.hook.web.view import duration
@@ -405,6 +407,26 @@ def test_the_fleet_and_lists_of_runs(fleet: Fleet) -> None:
     page = vera.get("/rules").text
     for text in ("repository.full_name", "every 1 h", "needs approval", "&lt;labels.host&gt;"):
         assert text in page
+
+
+def test_many_short_lines_take_no_more_memory_than_their_text(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    text = "ab\r\n" * 100_000
+    event = changed("h1")
+    event["stdout"] = text
+    event["event_data"]["res"]["diff"] = {"before": "", "after": text}
+    path.write_bytes(msgspec.json.encode(event) + b"\n")
+    tracemalloc.start()
+    try:
+        seen = Events().seen(path)
+        assert sum(1 for _ in text_of(path)) == 100_001
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [str(line) for line in seen.lines[198:]] == ["ab", "ab", "… 99801 more lines"]
+    assert seen.changes[0].diff.endswith("too large to compare")
+    # A line of its own takes some 60 bytes.
+    assert most < 8 * len(text)
 
 
 def test_many_runs_have_pages(fleet: Fleet) -> None:

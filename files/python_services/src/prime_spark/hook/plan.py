@@ -154,18 +154,20 @@ def _text(diff: Mapping[str, Any]) -> str:
     """Return a diff as Ansible shows it."""
     if "prepared" in diff:
         return str(diff["prepared"])
-    before, after = (_lines(diff.get(side, "")) for side in ("before", "after"))
+    sides = [_side(diff.get(side, "")) for side in ("before", "after")]
     old, new = (str(diff.get(f"{side}_header") or "") for side in ("before", "after"))
-    if sum(map(len, before)) + sum(map(len, after)) > _COMPARED_CHARS:
+    # Before it is a list of lines, which may be many times as large.
+    if sum(map(len, sides)) > _COMPARED_CHARS:
         return f"{old or new}: too large to compare\n"
+    before, after = (side.splitlines(keepends=True) for side in sides)
     lines = difflib.unified_diff(before, after, old, new)
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-def _lines(side: object) -> list[str]:
+def _side(side: object) -> str:
     if isinstance(side, str):
-        return side.splitlines(keepends=True)
+        return side
     text = msgspec.json.format(
         msgspec.json.encode(side, order="deterministic", enc_hook=repr), indent=1
     )
-    return text.decode().splitlines(keepends=True)
+    return text.decode()

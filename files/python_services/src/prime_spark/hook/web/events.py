@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -260,15 +261,22 @@ def _text(value: object) -> str:
 
 
 def _shown(said: str) -> list[Markup]:
-    lines = _split(said)
-    shown = [line_html(_STARS.sub("", line)) for line in lines[:_EVENT_LINES]]
-    if len(lines) > _EVENT_LINES:
-        shown.append(line_html(f"… {len(lines) - _EVENT_LINES} more lines"))
+    lines = islice(_split(said), _EVENT_LINES)
+    shown = [line_html(_STARS.sub("", line)) for line in lines]
+    more = said.count("\n") + 1 - _EVENT_LINES
+    if more > 0:
+        shown.append(line_html(f"… {more} more lines"))
     return shown
 
 
-def _split(said: str) -> list[str]:
-    return said.replace("\r\n", "\n").split("\n") if said else []
+def _split(said: str) -> Iterator[str]:
+    """Yield the lines one by one: a list of short lines is many times as large as their text."""
+    at = 0
+    while (end := said.find("\n", at)) >= 0:
+        yield said[at:end].removesuffix("\r")
+        at = end + 1
+    if said:
+        yield said[at:]
 
 
 def _said(path: Path) -> Iterator[str]:
