@@ -14,7 +14,7 @@ from prime_spark.hook.drift import Drift, Report
 from prime_spark.hook.metrics import HookMetrics
 from prime_spark.hook.people import People, Person
 from prime_spark.hook.queue import DecisionError, Queue
-from prime_spark.hook.rules import Rules, Schedule, read_rules
+from prime_spark.hook.rules import Action, Rules, Schedule, read_rules
 from prime_spark.hook.schedule import Clock
 from prime_spark.runtime.health import Health
 
@@ -177,3 +177,27 @@ def test_a_person_starts_what_has_a_schedule_and_nothing_else(queue: Queue) -> N
     with pytest.raises(DecisionError, match="the rules no longer have 'drift'"):
         People(queue, without).again(ALICE, 1)
     assert people.again(ALICE, 1) == 2
+
+
+@pytest.mark.parametrize("change", [{"approval": "required"}, {"check": True}])
+def test_a_run_from_before_its_rule_became_stricter_is_not_run_again(
+    change: dict[str, object], queue: Queue
+) -> None:
+    document = rules()
+    (schedule,) = document.schedules
+    before, after = (
+        msgspec.structs.replace(
+            document,
+            schedules=[msgspec.structs.replace(schedule, run=Action("site.yml", **values))],
+        )
+        for values in ({}, change)
+    )
+    run = People(queue, before).start(ALICE, "drift")
+    queue.end(run, "succeeded")
+    with pytest.raises(DecisionError, match="by now"):
+        People(queue, after).again(ALICE, run)
+    assert queue.pending() == []
+    # What has been as strict is.
+    run = People(queue, after).start(ALICE, "drift")
+    queue.end(run, "succeeded")
+    assert People(queue, after).again(ALICE, run) == run + 1

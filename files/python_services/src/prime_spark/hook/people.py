@@ -107,8 +107,12 @@ class People:
         self._do(who, "reset", reset, rule=rule, host=host)
 
     def _check(self, job: Job) -> None:
-        if job.rule not in self._rules.names() or job.playbook not in self._rules.playbooks:
+        action = self._rules.action(job.rule)
+        if action is None or action.playbook != job.playbook:
             raise DecisionError(f"the rules no longer have {job.rule!r} with {job.playbook!r}")
+        # As it was before the rule became stricter, it is for nobody any more.
+        if (action.approval and job.approval_seconds is None) or (action.check and not job.check):
+            raise DecisionError(f"the rules have {job.rule!r} with approval or check mode by now")
 
     def _do(self, who: Person, act: str, work: Callable[[], R], **what: object) -> R:
         outcome: dict[str, object] = {"refused": ""}

@@ -326,6 +326,12 @@ class Rules(Config, frozen=True):
         if self.mend is not None:
             yield MEND, self.mend
 
+    def action(self, name: str) -> Action | None:
+        """Return what is run under the name of a rule, of a schedule or of `mend`."""
+        named = {rule.name: rule.run for rule in self.rules}
+        named |= {each.name: each.run for each in self.schedules}
+        return named.get(name, self.mend if name == MEND else None)
+
     def source(self, name: str) -> Source | None:
         """Return the source of that name."""
         return next((source for source in self.sources if source.name == name), None)
