@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -267,3 +268,13 @@ def test_what_a_person_does_is_a_line_in_the_journal(queue: Queue) -> None:
         act | {"event": "reject", "refused": refused},
     ]
     assert woken == [None]
+
+
+def test_what_could_not_be_stored_is_no_act_in_the_journal(queue: Queue) -> None:
+    people = People(queue, Rules(sources=[], playbooks=["site.yml"], rules=[]))
+    run = waits(queue)
+    with queue.transaction() as db:
+        db.execute("PRAGMA query_only = 1")
+    with structlog.testing.capture_logs() as lines, pytest.raises(sqlite3.Error):
+        people.approve(Person("alice", "192.0.2.7"), run, "hash")
+    assert [line["refused"].partition(":")[0] for line in lines] == ["not stored"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -124,6 +125,9 @@ class People:
         except (DecisionError, FullError) as error:
             outcome["refused"] = str(error)
             raise DecisionError(str(error)) from None
+        except sqlite3.Error as error:
+            outcome["refused"] = f"not stored: {error}"
+            raise
         finally:
             _log.info(act, audit="act", user=who.name, client=who.origin, **what, **outcome)
         return result
