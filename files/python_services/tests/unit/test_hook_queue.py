@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -178,3 +179,12 @@ def test_what_was_accepted_survives_kill_9(tmp_path: Path) -> None:
     for line in said:
         assert take(queue, line.strip(), "whatever").how == "repeated"
     assert len(queue.pending()) >= len(said)
+
+
+def test_a_full_disk_is_called_so(queue: Queue) -> None:
+    with queue.transaction() as db:
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.Error, match="is full"):
+        queue.remember("x", ["x" * 100_000])
+    assert queue.remember("x", ["y"]) is None
