@@ -472,9 +472,19 @@ def test_what_a_browser_may_do_with_our_answers(fleet: Fleet) -> None:
     assert not re.search(r"<script(?! src=)|<style| style=| on\w+=", page)
 
 
-@pytest.mark.parametrize("path", ["/runs/0", "/runs/99", f"/runs/{10**30}", "/hosts/nobody", "/x"])
+@pytest.mark.parametrize(
+    "path", ["/runs/0", "/runs/99", f"/runs/{10**30}", f"/runs/{-(10**30)}", "/hosts/nobody", "/x"]
+)
 def test_what_is_not_there(path: str, fleet: Fleet) -> None:
     assert browser(fleet, "vera").get(path).status_code == 404
+
+
+@pytest.mark.parametrize("number", [-(10**30), -1, 0, 99, 10**30])
+def test_nothing_can_be_done_with_a_run_that_is_not_there(number: int, fleet: Fleet) -> None:
+    otto = browser(fleet, "otto")
+    for act in ("approve", "reject", "cancel", "again"):
+        answer = otto.act(f"/runs/{number}/{act}")
+        assert (answer.status_code, "is not known" in answer.text) == (409, True), act
 
 
 def test_what_cannot_be_asked_for(fleet: Fleet) -> None:
@@ -635,9 +645,11 @@ def test_a_stream_goes_on_where_it_was(fleet: Fleet) -> None:
     ((_, rest),) = said(vera.get(path, headers={"Last-Event-ID": str(line)}).text)
     assert rest.split("\n") == [f"<line {number}>" for number in range(1, 50)]
     # What is no beginning of an event is not believed.
-    for wrong in ("7", "-1", "x", "9" * 20, str(end + 1), "\u0661"):
+    for wrong in ("7", "-1", "x", "9" * 15, "9" * 20, str(end + 1), "\u0661"):
         answer = vera.get(path, headers={"Last-Event-ID": wrong.encode()})
         assert said(answer.text) == said(whole.text), wrong
+    for wrong in (10**30, -(10**30)):
+        assert said(vera.get(f"{path}?start={wrong}").text) == said(whole.text), wrong
 
 
 def test_a_stream_that_lasts_ends_and_its_session_is_looked_at_again(

@@ -180,7 +180,8 @@ def _at_a_line(path: Path, offset: int) -> bool:
         with path.open("rb") as stream:
             stream.seek(offset - 1)
             return stream.read(1) == b"\n"
-    except FileNotFoundError:
+    except OSError:
+        # There is no file, or none can be so large.
         return False
 
 

@@ -10,13 +10,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import structlog
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
+from pydantic import AfterValidator
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -72,6 +73,10 @@ _FILTERS: dict[str, tuple[str, frozenset[str]]] = {
     "succeeded": ("Succeeded", frozenset({"succeeded", "approved"})),
     "other": ("Not run", frozenset({"cancelled", "skipped", "rejected", "expired"})),
 }
+
+
+# A number that SQLite cannot hold is that of no run.
+Number = Annotated[int, AfterValidator(lambda number: min(max(number, 0), 2**63 - 1))]
 
 
 class Page:
@@ -168,17 +173,17 @@ class Page:
             return self._list(caller, state, before)
 
         @router.get("/runs/{run}")
-        def run(run: int, find: str = "", caller: Caller = viewer) -> Response:
+        def run(run: Number, find: str = "", caller: Caller = viewer) -> Response:
             return self._run(caller, self._one(run), plain(find[:_FIND_CHARS]))
 
         @router.get("/runs/{run}/log.txt", dependencies=[viewer])
-        def log(run: int) -> Response:
+        def log(run: Number) -> Response:
             return StreamingResponse(
                 text_of(self._directory(self._one(run)).events), media_type="text/plain"
             )
 
         @router.get("/runs/{run}/events", dependencies=[viewer])
-        async def events(request: Request, run: int, start: int = 0) -> Response:
+        async def events(request: Request, run: Number, start: Number = 0) -> Response:
             return await self._stream(request, run, start)
 
         @router.get("/rules")
@@ -337,21 +342,21 @@ class Page:
             return await self.guard.log_out(form)
 
         @router.post("/runs/{run}/approve")
-        def approve(request: Request, run: int, form: Form = operated) -> Response:
+        def approve(request: Request, run: Number, form: Form = operated) -> Response:
             plan = form.fields.get("plan", "")
             return self._do(lambda: self._people.approve(_person(request, form), run, plan))
 
         @router.post("/runs/{run}/reject")
-        def reject(request: Request, run: int, form: Form = operated) -> Response:
+        def reject(request: Request, run: Number, form: Form = operated) -> Response:
             plan = form.fields.get("plan", "")
             return self._do(lambda: self._people.reject(_person(request, form), run, plan), run)
 
         @router.post("/runs/{run}/cancel")
-        def cancel(request: Request, run: int, form: Form = operated) -> Response:
+        def cancel(request: Request, run: Number, form: Form = operated) -> Response:
             return self._do(lambda: self._people.cancel(_person(request, form), run), run)
 
         @router.post("/runs/{run}/again")
-        def again(request: Request, run: int, form: Form = operated) -> Response:
+        def again(request: Request, run: Number, form: Form = operated) -> Response:
             only = form.fields.get("hosts") == "failed"
             who = _person(request, form)
             return self._do(lambda: self._people.again(who, run, failed_only=only))
@@ -387,7 +392,7 @@ class Page:
     # -----------------------------------------------------------------------------------------
 
     def _one(self, number: int) -> Run:
-        run = self._queue.get(number) if number < 2**63 else None
+        run = self._queue.get(number)
         if run is None:
             raise PageError(404, "There is no such run, or it is no longer kept.")
         return run
