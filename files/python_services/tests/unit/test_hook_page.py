@@ -652,15 +652,21 @@ def test_a_stream_goes_on_where_it_was(fleet: Fleet) -> None:
         assert said(vera.get(f"{path}?start={wrong}").text) == said(whole.text), wrong
 
 
-def test_a_stream_that_lasts_ends_and_its_session_is_looked_at_again(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_ends_with_its_session(fleet: Fleet) -> None:
     run = fleet.put(job())
     fleet.start(run, "h1", events=[{"stdout": "one"}])
-    monkeypatch.setattr("prime_spark.hook.web.page._STREAM_SECONDS", 0.0)
-    stream = browser(fleet, "vera").get(f"/runs/{run}/events").text
-    assert [text for _, text in said(stream)] == ["one"]
-    assert "event: end" not in stream
+    vera = browser(fleet, "vera")
+    token = vera.cookies["prime_spark_hook"]
+
+    async def watch() -> str:
+        stream = asyncio.create_task(vera.send("GET", f"/runs/{run}/events"))
+        while fleet.page._streams == 0:
+            await asyncio.sleep(0)
+        fleet.page.guard.sessions.end(token)
+        return (await asyncio.wait_for(stream, 20)).text
+
+    assert asyncio.run(watch()).endswith("event: end\ndata: ended\n\n")
+    assert fleet.page._streams == 0
 
 
 def test_a_stream_brings_what_is_written_meanwhile_and_ends_with_the_run(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import shlex
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,8 +47,6 @@ _PAGE_RUNS = 50
 # All that are kept, as a rule; the page looks no further back.
 _NEWEST = 1000
 _FIND_CHARS = 200
-# A stream ends after so long, and the browser comes back: then its session is looked at again.
-_STREAM_SECONDS = 300.0
 _MAX_STREAMS = 40
 
 _HEADERS = {
@@ -295,19 +292,18 @@ class Page:
         offset = int(given) if given.isascii() and given.isdigit() and len(given) < 16 else start
 
         def state() -> str | None:
+            if self.guard.caller(request) is None:
+                return "ended"  # The page loads itself again, and leads to the login.
             now = self._queue.get(run.id)
             return None if now is not None and now.ended is None and not _waits(now) else "ended"
 
         async def pieces() -> Any:
             self._streams += 1
-            until = time.monotonic() + _STREAM_SECONDS
             log = follow(self._directory(run).events, offset, state, self._stop)
             try:
                 async with contextlib.aclosing(log):
                     async for piece in log:
                         yield piece
-                        if time.monotonic() > until:
-                            return
             finally:
                 self._streams -= 1
 
