@@ -266,7 +266,8 @@ def test_a_plan_of_a_run_that_is_to_end_waits_for_nobody(parts: Parts) -> None:
     directory.finish(Result(state="succeeded", reason="", ended=1.0))
     claim.release()
     parts.scheduler.look()
-    assert parts.state(run)[0] == "succeeded"
+    assert parts.state(run) == ("cancelled", "before it was applied")
+    assert parts.queue.waiting() == []
 
 
 def test_after_a_restart_what_was_starting_is_started_and_claimed_once(parts: Parts) -> None:

@@ -28,6 +28,7 @@ class Approvals(Store):
     def wait_approval(self, run: int, plan_hash: str, changes: int) -> bool:
         """Let a run whose plan is there wait for approval, which unlocks its hosts.
 
+        False when it is to be cancelled, or has ended.
         An older plan that is the same but for the commit needs no decision any more. No more plans
         wait than runs.
         """
@@ -38,7 +39,7 @@ class Approvals(Store):
             moved = self._move(
                 db,
                 "state = 'waiting_approval', plan_hash = ?, changes = ?, expires = ? "
-                f"WHERE id = ? AND state IN {ACTIVE}",
+                f"WHERE id = ? AND state IN {ACTIVE} AND cancel = 0",
                 plan_hash,
                 changes,
                 time.time() + job.approval_seconds,

@@ -309,13 +309,15 @@ class Scheduler:
     def _close(self, run: Run, result: Result, directory: RunDirectory) -> bool:
         """Note how a run ended; with a plan it has not, but waits for approval."""
         job = run.job
-        if job is not None and result.state == "succeeded" and not run.cancel:
+        if job is not None and result.state == "succeeded":
             plan = directory.plan() if job.plans else None
             if plan is not None and plan.total:
                 if self._queue.wait_approval(run.id, plan.hash, plan.total):
                     _log.info("run waits for approval", run=run.id, changes=plan.total)
-                return True
-            if job.report is not None and (report := directory.drift()):
+                    return True
+                # The plan was there before the cancel reached its process.
+                return self._end(run, "cancelled", "before it was applied", result.ended)
+            if job.report is not None and not run.cancel and (report := directory.drift()):
                 whole = job.limit is None
                 for host in self._drift.store(run.id, result.ended, report, whole=whole):
                     _log.info("drift", host=host.host, state=host.state, run=run.id)
