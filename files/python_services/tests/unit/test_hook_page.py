@@ -293,6 +293,20 @@ def test_sessions_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert used.get("/").status_code == 303
 
 
+def test_a_clock_that_was_ahead_leaves_no_lock_and_no_session(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr("prime_spark.hook.web.logins.time.time", lambda: now + 365 * 86400)
+    person = Browser(fleet)
+    assert [person.log_in("otto", "wrong").status_code for _ in range(4)][-1] == 429
+    other = browser(fleet, "vera")
+    assert other.get("/").status_code == 200
+    monkeypatch.setattr("prime_spark.hook.web.logins.time.time", lambda: now)
+    assert person.log_in("otto").status_code == 303
+    assert other.get("/").status_code == 303
+
+
 def test_a_new_password_or_a_user_who_is_gone_ends_sessions(fleet: Fleet) -> None:
     person = browser(fleet, "vera")
     sessions = fleet.page.guard.sessions

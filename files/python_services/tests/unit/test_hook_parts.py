@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -162,6 +163,22 @@ def test_brakes(parts: Parts) -> None:
     # Of one rule, whatever the host.
     parts.hosts("c", "h3")
     assert play("4", "c", "4") == ("skipped", "2 runs of the rule within 600 s")
+
+
+def test_a_clock_that_was_ahead_leaves_no_brake(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts.hosts("a", "h1")
+    now = time.time()
+    states = []
+    for clock in (now + 365 * 86400, now, now + 1):
+        monkeypatch.setattr("time.time", lambda clock=clock: clock)
+        brakes = Remediation(cooldown_seconds=60.0, max_runs=1)
+        run = parts.put(str(clock), limit="a", remediation=brakes, variables={"at": str(clock)})
+        parts.scheduler.start_what_can()
+        states.append(parts.state(run)[0])
+        parts.queue.end(run, "succeeded")
+    assert states == ["starting", "starting", "skipped"]
 
 
 def test_a_breaker_opens_after_two_failures_in_a_row_until_somebody_resets_it(

@@ -201,9 +201,15 @@ class Queue(Approvals):
             )
             return [row[0] for row in rows]
 
-    def started_since(self, rule: str, moment: float) -> list[Run]:
-        """Return the runs of a rule that were started since then."""
-        return self._select("rule = ? AND started >= ?", rule, moment)
+    def started_within(self, rule: str, seconds: float) -> list[Run]:
+        """Return the runs of a rule that were started in the last seconds.
+
+        A run from long after now was started while the clock was wrong, and counts no more.
+        """
+        now = time.time()
+        return self._select(
+            "rule = ? AND started BETWEEN ? AND ?", rule, now - seconds, now + seconds
+        )
 
     def newest_failures(self, rules: Iterable[str]) -> list[Run]:
         """Return the newest run of each of these rules that has worked, where that failed."""

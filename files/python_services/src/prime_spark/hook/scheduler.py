@@ -243,11 +243,10 @@ class Scheduler:
                     f"breaker: {breaker.failures} runs in a row failed on {breaker.host}; "
                     f"prime-spark-hook reset {breaker.rule} {breaker.host}"
                 )
-        now = time.time()
-        recent = self._queue.started_since(job.rule, now - brakes.window_seconds)
+        recent = self._queue.started_within(job.rule, brakes.window_seconds)
         if len(recent) >= brakes.max_runs:
             return f"{len(recent)} runs of the rule within {brakes.window_seconds:g} s"
-        for other in self._queue.started_since(job.rule, now - brakes.cooldown_seconds):
+        for other in self._queue.started_within(job.rule, brakes.cooldown_seconds):
             if shared := hosts.intersection(other.hosts):
                 host = min(shared)
                 return f"run {other.id} was on {host} within {brakes.cooldown_seconds:g} s"

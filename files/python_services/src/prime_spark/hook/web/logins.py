@@ -112,7 +112,8 @@ class Sessions:
             return None
         username, fingerprint, begun, used = row
         now = time.time()
-        if now - used > self._idle_seconds or now - begun > self._max_seconds:
+        # In the future, when the clock was wrong then: that is no longer a session, either.
+        if abs(now - used) > self._idle_seconds or abs(now - begun) > self._max_seconds:
             return None
         user = self.users.get(username)
         if user is None or user.fingerprint != fingerprint:
@@ -151,7 +152,8 @@ class Lockout:
                 counted.append((account, config.failures_anywhere))
             for name, _ in counted:
                 row = db.execute("SELECT locked FROM attempts WHERE name = ?", (name,)).fetchone()
-                if row is not None and row[0] > now:
+                # Later than that is what a clock has locked that was wrong then.
+                if row is not None and now < row[0] <= now + config.max_seconds:
                     raise LockedError(math.ceil(row[0] - now))
             for name, free in counted:
                 self._count(db, name, free, now)
