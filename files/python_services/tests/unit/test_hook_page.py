@@ -343,6 +343,23 @@ def test_a_plan_is_shown_approved_and_applied_once(fleet: Fleet) -> None:
     assert "/approve" not in page
 
 
+def test_only_what_is_shown_can_be_approved(fleet: Fleet) -> None:
+    run = fleet.waiting()
+    otto = browser(fleet, "otto")
+    directory = fleet.directory(run.id)
+    plan = directory.plan()
+    assert plan is not None
+    directory.write_plan(msgspec.structs.replace(plan, hash="f" * 64))
+    page = otto.get(f"/runs/{run.id}").text
+    sent = re.search(r'/approve">.*?name="plan" value="(\w+)"', page, re.DOTALL)
+    assert sent is not None
+    assert otto.act(f"/runs/{run.id}/approve", plan=sent[1]).status_code == 409
+    (directory.path / "plan.json").unlink()
+    page = otto.get(f"/runs/{run.id}").text
+    assert f"/runs/{run.id}/approve" not in actions(page)
+    assert f"/runs/{run.id}/reject" in actions(page)
+
+
 def test_two_approvals_at_once_start_one_run(fleet: Fleet) -> None:
     run = fleet.waiting()
     people = [browser(fleet, name) for name in ("otto", "anna", "otto", "anna")]
