@@ -633,6 +633,11 @@ def test_a_line_of_a_terminal_is_text_in_spans(text: str) -> None:
     assert Tags(str(line_html(text))).text == plain(text)
 
 
+@pytest.mark.parametrize("hidden", "\xad\u200c\u200d\u2028\u2062\u3164\ufe0f\U000e0041")
+def test_no_two_names_look_the_same(hidden: str) -> None:
+    assert plain(f"root{hidden}") == "root\ufffd"
+
+
 def test_colours_of_a_terminal_are_classes() -> None:
     line = "a\x1b[0;32mgreen\x1b[1mbold\x1b[0m\x1b[38;5;31mplain\x1b[2K\x1b[31"
     assert str(line_html(line)) == (

@@ -19,9 +19,12 @@ _ESCAPE = re.compile(
     r"|\x1b[ -/]*(?:[0-~]|$)"
     r"|\x9b[0-?]*[ -/]*(?:[@-~]|$)"
 )
-# Control characters, and what changes the direction of the text around it.
+# Control characters, what changes the direction of the text around it, and what takes no room: two
+# names that look the same are the same.
 _UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _COLOURS = {code: f"c{code % 10}" for code in (*range(30, 38), *range(90, 98))}
 
