@@ -251,6 +251,15 @@ def test_again_for_the_hosts_alone_that_failed(queue: Queue) -> None:
     assert again.job.limit == "h1,h3"
 
 
+@pytest.mark.parametrize("name", ["h*", "h1:h2", "!h1", "h1,h2", "-h1"])
+def test_again_for_a_host_whose_name_means_others_is_refused(name: str, queue: Queue) -> None:
+    run = queue.put(job(), "user:x").run
+    queue.start(run, [name])
+    queue.end(run, "failed", results={name: "failed"})
+    with pytest.raises(DecisionError, match="make no limit"):
+        queue.again(run, True, "bob")
+
+
 def test_what_a_person_does_is_a_line_in_the_journal(queue: Queue) -> None:
     rules = Rules(sources=[], playbooks=["site.yml"], rules=[])
     woken: list[None] = []

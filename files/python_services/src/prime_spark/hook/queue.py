@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from prime_spark.hook.approval import Approvals
-from prime_spark.hook.rules import HostPattern, Job
+from prime_spark.hook.rules import Job, limit_of
 from prime_spark.hook.store import (
     ACTIVE,
     FAILURES,
@@ -370,10 +370,10 @@ class Queue(Approvals):
 
 def _failed(run: Run) -> str:
     """Return the hosts on which a run failed, as a limit."""
-    hosts = [host for host, result in run.results.items() if result in FAILURES]
+    hosts = sorted(host for host, result in run.results.items() if result in FAILURES)
     if not hosts:
         raise DecisionError(f"run {run.id}: no host is known to have failed")
     try:
-        return msgspec.convert(",".join(sorted(hosts)), HostPattern)
-    except msgspec.ValidationError:
+        return limit_of(hosts)
+    except ValueError:
         raise DecisionError(f"run {run.id}: the hosts' names make no limit") from None

@@ -358,9 +358,7 @@ class Rules(Config, frozen=True):
         """
         if self.mend is None:
             return None
-        limit, tag = msgspec.convert(host, HostPattern), msgspec.convert(role, Tag)
-        if set(host) & set("*!&:,[]"):
-            raise ValueError(f"{host!r} is not the name of one host")
+        limit, tag = limit_of([host]), msgspec.convert(role, Tag)
         job = _job(MEND, self.mend)
         return msgspec.structs.replace(job, limit=limit, tags=[tag])
 
@@ -373,6 +371,14 @@ class Rules(Config, frozen=True):
             elif miss := rule.match.first_miss(headers, body):
                 found[rule.name] = f"{miss} does not match"
         return found
+
+
+def limit_of(hosts: list[str]) -> str:
+    """Return the limit that means these hosts; raises ValueError when it would mean others."""
+    for host in hosts:
+        if set(host) & set("*!&:,[]"):
+            raise ValueError(f"{host!r} is not the name of one host")
+    return msgspec.convert(",".join(hosts), HostPattern)
 
 
 def field_of(body: object, path: str) -> object:
