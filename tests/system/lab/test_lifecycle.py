@@ -141,7 +141,8 @@ def lab() -> Checkout:
 @pytest.fixture
 def other(tmp_path: Path) -> Checkout:
     """A second checkout."""
-    shutil.copytree(common.CHECKOUT / "lab", tmp_path / "lab")
+    for part in ("lab", "plugins/module_utils"):
+        shutil.copytree(common.CHECKOUT / part, tmp_path / part)
     return Checkout(tmp_path)
 
 
