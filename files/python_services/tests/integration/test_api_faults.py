@@ -187,7 +187,7 @@ def test_kafka_away(api: Api, kafka: KafkaServer) -> None:
         records = read_all(kafka, "analytics.events", 3)
         return wanted in {json.loads(record.value)["event_id"] for record in records}
 
-    eventually(arrived, 30, "events flow again")
+    eventually(arrived, 90, "events flow again")
 
 
 def test_timescale_away(api: Api, postgres: PostgresServer) -> None:
