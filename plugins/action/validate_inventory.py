@@ -1,4 +1,4 @@
-"""Action ``validate_inventory``: judge the whole inventory before any host is contacted."""
+"""Action ``validate_inventory``: validate the whole inventory before any host is contacted."""
 
 from __future__ import annotations
 

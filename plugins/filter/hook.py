@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-# It is judged after its signature, and is no JSON: 400 where the secret is accepted, else 401.
+# No JSON, and the signature is checked first: 400 where the secret is accepted, else 401.
 BODY = "rotation"
 SIGNING = "whsec_"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: validate_inventory
-short_description: Judge the whole inventory before any host is contacted
+short_description: Validate the whole inventory before any host is contacted
 description:
   - What a role will see on a host is worked out here as the role would, the inventory's variable,
     else the role's default, templated for that host.

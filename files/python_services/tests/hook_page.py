@@ -1,4 +1,4 @@
-"""A hook's page over a fleet that is made up: for its tests and for the pictures of it."""
+"""The hook's page with example data, for its tests and its screenshots."""
 
 from __future__ import annotations
 
