@@ -352,7 +352,7 @@ def test_a_reader_that_stops_reading_is_no_error(path: Pipeline) -> None:
 def test_dead_letter_commands_say_what_is_wrong(path: Pipeline) -> None:
     command = path.command.dlq
     with producer(path.kafka) as client:
-        # A good message that was buried: as after a release that was too strict.
+        # A good message that was dead-lettered: as after a release that was too strict.
         headers = [("topic", path.telemetry.encode()), ("partition", b"0"), ("offset", b"7")]
         client.send(f"{path.prefix}.dlq", encode(event(1)), headers=headers)
     path.postgres.stop()
@@ -370,7 +370,7 @@ def test_dead_letter_commands_say_what_is_wrong(path: Pipeline) -> None:
 
 
 def test_simulated_fleet(path: Pipeline, tmp_path: Path) -> None:
-    """What the simulator says it has sent is what is stored and what is buried."""
+    """What the simulator says it has sent is what is stored and what is dead-lettered."""
     folder = tmp_path / "simulate"
     folder.mkdir()
     config = {"kafka": kafka_config(path.kafka, path.kafka.admin_username), "topic": path.telemetry}

@@ -219,7 +219,7 @@ class _DatabaseError(Exception):
 
 @dataclass
 class _Outcome:
-    """What a replay has done; `letters` counts each message once, however often it was buried."""
+    """What a replay has done; `letters` counts each message once, however often it came."""
 
     letters: int = 0
     stored: int = 0

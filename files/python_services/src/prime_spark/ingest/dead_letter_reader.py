@@ -50,7 +50,7 @@ class Letter:
 
     @property
     def source(self) -> tuple[str, int, int]:
-        """Where the message came from. A crash may have buried one message twice."""
+        """Where the message came from. After a crash a message can be here twice."""
         return self.topic, self.partition, self.source_offset
 
     def summary(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ _SLICE_SECONDS = 0.05
 # Fewer records at once are a trickle: wait for more, up to so long.
 _TRICKLE_RECORDS = 100
 _TRICKLE_SECONDS = 0.02
-_BURIED_AT_ONCE = 200
+_LETTERS_AT_ONCE = 200
 _COMMIT_AGAIN_SECONDS = 1.0
 _MAX_DEAD_LETTER_BYTES = 8 * 1024 * 1024
 
@@ -176,7 +176,7 @@ class Ingest:
     async def _attempt(self, batch: Batch) -> None:
         """Try once to store all of `batch`."""
         await self._store(batch)
-        await self._bury(batch)
+        await self._dead_letter(batch)
 
     async def _settle(self, storing: _Storing, ahead: Batch, service: Service) -> bool:
         """See how storing went, and store the batch however long it takes.
@@ -220,9 +220,9 @@ class Ingest:
             self._metrics.count(written)
             self._database_ok()
 
-    async def _bury(self, batch: Batch) -> None:
+    async def _dead_letter(self, batch: Batch) -> None:
         while batch.dead:
-            letters = [batch.dead.popleft() for _ in range(min(len(batch.dead), _BURIED_AT_ONCE))]
+            letters = [batch.dead.popleft() for _ in range(min(len(batch.dead), _LETTERS_AT_ONCE))]
             failures = await self._dead_letters.put_all(letters)
             for letter, error in zip(letters, failures, strict=True):
                 if error is None:
