@@ -123,7 +123,7 @@ def remember(tree: Tree, found: Difference, links: list[str]) -> Before | None:
     return before
 
 
-def settle(tree: Tree) -> None:
+def discard_rollback(tree: Tree) -> None:
     """The new state is healthy, or the old one is back: nothing is left to go back to."""
     if os.path.exists(tree.before_path):
         os.unlink(tree.before_path)

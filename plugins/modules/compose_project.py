@@ -121,10 +121,10 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import (
     Before,
+    discard_rollback,
     locked,
     noted,
     remember,
-    settle,
 )
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -530,7 +530,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         applied=tree.fingerprint(),
         managed={**tree.managed(), "project": {tree.name: project.running_as_wanted()}},
     )
-    settle(tree)
+    discard_rollback(tree)
     changes += needed + [f"reload {service}" for service in told]
     return {**result, "changed": bool(changes), "changes": changes}
 
@@ -553,7 +553,7 @@ def go_back(
         reloads.tell(list(reloads.wanted))
     except (TreeError, OSError) as error:
         return f"Went back to the previous definition, which does not work either: {error}"
-    settle(tree)
+    discard_rollback(tree)
     return "Went back to the previous definition."
 
 

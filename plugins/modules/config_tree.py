@@ -113,9 +113,9 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import (
     Before,
+    discard_rollback,
     locked,
     remember,
-    settle,
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.units import (
     journal,
@@ -218,7 +218,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         return result
     if not changes:
         record_applied(tree, params, wanted)
-        settle(tree)
+        discard_rollback(tree)
         return result
 
     # A killed run may have left its note: then this run owes the way back, too.
@@ -234,11 +234,11 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
     except (TreeError, OSError) as error:
         # A unit that only was down has nothing else to go back to.
         if before is None or not (before.files or before.links):
-            settle(tree)
+            discard_rollback(tree)
             raise
         raise TreeError(f"{error}\n{go_back(tree, before, params)}") from None
     record_applied(tree, params, wanted)
-    settle(tree)
+    discard_rollback(tree)
     return result
 
 
@@ -297,7 +297,7 @@ def go_back(tree: Tree, before: Before, params: dict[str, Any]) -> str:
         activate({**params, "units": units}, [], units, True)
     except (TreeError, OSError) as error:
         return f"Went back to {target}, which does not work either: {error}"
-    settle(tree)
+    discard_rollback(tree)
     return f"Went back to {target}."
 
 

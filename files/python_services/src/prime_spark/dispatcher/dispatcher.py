@@ -203,7 +203,7 @@ class Dispatcher:
             _log.exception("cannot execute", task=attempt.task_id)
             outcome = Failed(f"the dispatcher failed: {describe(error)}")
         self._metrics.attempt_seconds.labels(attempt.task_type).observe(time.monotonic() - started)
-        await self._insist(lambda: self._settle(store, attempt, outcome))
+        await self._insist(lambda: self._record_outcome(store, attempt, outcome))
 
     async def _execute(self, store: TaskStore, attempt: Attempt, *, resumed: bool) -> Outcome:
         """Return what the agent makes of the task, or what became of the agent."""
@@ -275,7 +275,7 @@ class Dispatcher:
         finally:
             task.cancel()
 
-    async def _settle(self, store: TaskStore, attempt: Attempt, outcome: Outcome) -> None:
+    async def _record_outcome(self, store: TaskStore, attempt: Attempt, outcome: Outcome) -> None:
         """Note the end of an attempt: the task's end too, or another attempt."""
         log = _log.bind(task=attempt.task_id, agent=attempt.agent, attempt=attempt.number)
         match outcome:

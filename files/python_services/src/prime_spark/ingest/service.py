@@ -133,7 +133,7 @@ class Ingest:
                     raise TimeoutError("the broker does not answer")
                 if storing is not None and storing.task.done():
                     done, storing = storing, None
-                    if not await self._settle(done, ahead, service):
+                    if not await self._finish_batch(done, ahead, service):
                         return
                 # The next batch first: the database has work while Kafka takes the offsets.
                 full = ahead.records >= limits.max_records or ahead.bytes >= limits.max_bytes
@@ -178,7 +178,7 @@ class Ingest:
         await self._store(batch)
         await self._dead_letter(batch)
 
-    async def _settle(self, storing: _Storing, ahead: Batch, service: Service) -> bool:
+    async def _finish_batch(self, storing: _Storing, ahead: Batch, service: Service) -> bool:
         """See how storing went, and store the batch however long it takes.
 
         Returns False when told to stop before it was stored. While a server is away the
@@ -208,9 +208,9 @@ class Ingest:
 
     async def _drain(self, storing: _Storing | None, ahead: Batch, service: Service) -> None:
         """Told to stop: store and commit what has been read, unless a server is away."""
-        stored = storing is None or await self._settle(storing, ahead, service)
+        stored = storing is None or await self._finish_batch(storing, ahead, service)
         if stored and ahead.records:
-            await self._settle(_Storing(ahead, self._attempt(ahead)), Batch(), service)
+            await self._finish_batch(_Storing(ahead, self._attempt(ahead)), Batch(), service)
         if self._uncommitted:
             await self._commit()
 
