@@ -477,7 +477,7 @@ class Tree:
         self.record = record
 
     @property
-    def before_path(self) -> str:
+    def rollback_path(self) -> str:
         """Where module_utils.undo notes what was there before."""
         return self.record_path.removesuffix(".json") + ".before"
 
@@ -510,6 +510,6 @@ class Tree:
 
     def forget(self) -> None:
         unseal(self.role)
-        for path in (self.record_path, self.before_path):
+        for path in (self.record_path, self.rollback_path):
             if os.path.exists(path):
                 os.unlink(path)

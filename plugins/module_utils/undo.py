@@ -49,7 +49,7 @@ def locked(
 
 
 @dataclasses.dataclass
-class Before:
+class Snapshot:
     """What the host had before a tree was applied: file contents by path, and link targets.
 
     Kept on disk, readable by root alone, from the first write until the new state is healthy or the
@@ -61,7 +61,7 @@ class Before:
     links: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, paths: list[str], links: list[str]) -> Before:
+    def of(cls, paths: list[str], links: list[str]) -> Snapshot:
         """Read the given paths as they are now."""
         before = cls()
         for path in paths:
@@ -97,33 +97,33 @@ class Before:
                 replace_link(path, target)
 
 
-def noted(tree: Tree) -> Before | None:
-    """What a run that did not end noted."""
-    raw = read(tree.before_path)
+def saved_rollback(tree: Tree) -> Snapshot | None:
+    """What a run that did not end saved."""
+    raw = read(tree.rollback_path)
     try:
-        return Before(**json.loads(raw)) if raw else None
+        return Snapshot(**json.loads(raw)) if raw else None
     except (ValueError, TypeError):
         return None
 
 
-def remember(tree: Tree, found: Difference, links: list[str]) -> Before | None:
-    """Note what is there before it is overwritten; None where nothing ever worked.
+def save_rollback(tree: Tree, found: Difference, links: list[str]) -> Snapshot | None:
+    """Save what is about to be overwritten; None where nothing ever worked.
 
-    What a killed run noted is older, and therefore wins.
+    What a killed run saved is older, and therefore wins.
     """
     if not tree.record.get("applied"):
         return None
     paths = [file.path for file in [*found.write, *found.attributes]] + found.remove
-    before = Before.of(paths, links)
-    if (older := noted(tree)) is not None:
+    before = Snapshot.of(paths, links)
+    if (older := saved_rollback(tree)) is not None:
         before.files.update(older.files)
         before.links.update(older.links)
-    os.makedirs(os.path.dirname(tree.before_path), exist_ok=True)
-    replace_file(tree.before_path, json.dumps(dataclasses.asdict(before)))
+    os.makedirs(os.path.dirname(tree.rollback_path), exist_ok=True)
+    replace_file(tree.rollback_path, json.dumps(dataclasses.asdict(before)))
     return before
 
 
 def discard_rollback(tree: Tree) -> None:
     """The new state is healthy, or the old one is back: nothing is left to go back to."""
-    if os.path.exists(tree.before_path):
-        os.unlink(tree.before_path)
+    if os.path.exists(tree.rollback_path):
+        os.unlink(tree.rollback_path)

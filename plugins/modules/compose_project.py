@@ -120,11 +120,11 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     uid_of,
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import (
-    Before,
+    Snapshot,
     discard_rollback,
     locked,
-    noted,
-    remember,
+    save_rollback,
+    saved_rollback,
 )
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -505,7 +505,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         needed = project.needed(restart)
         changes += needed + [f"reload {service}" for service in reloads.pending(needed)]
         return {**result, "changed": bool(changes), "changes": changes}
-    before = remember(tree, found, []) if found or noted(tree) else None
+    before = save_rollback(tree, found, []) if found or saved_rollback(tree) else None
     try:
         tree.apply(found)
         needed = project.needed(restart)
@@ -538,7 +538,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
 def go_back(
     project: Project,
     tree: Tree,
-    before: Before,
+    before: Snapshot,
     params: dict[str, Any],
     reloads: Reloads,
     ownership: Ownership,

@@ -112,10 +112,10 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import (
     unit_files,
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import (
-    Before,
+    Snapshot,
     discard_rollback,
     locked,
-    remember,
+    save_rollback,
 )
 from ansible_collections.prime_spark.fleet.plugins.module_utils.units import (
     journal,
@@ -222,7 +222,7 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         return result
 
     # A killed run may have left its note: then this run owes the way back, too.
-    before = remember(tree, found, list(links))
+    before = save_rollback(tree, found, list(links))
     try:
         tree.apply(found)
         for path, target in links.items():
@@ -285,7 +285,7 @@ def activate(params: dict[str, Any], disabled: list[str], restart: list[str], st
         wait_healthy(params["health"], units)
 
 
-def go_back(tree: Tree, before: Before, params: dict[str, Any]) -> str:
+def go_back(tree: Tree, before: Snapshot, params: dict[str, Any]) -> str:
     """Restore what was there, run it, and say how that went.
 
     The record keeps the old fingerprint, so the next run tries again.

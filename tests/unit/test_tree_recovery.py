@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.prime_spark.fleet.plugins.module_utils.tree import Tree, TreeError
-from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import Before, locked
+from ansible_collections.prime_spark.fleet.plugins.module_utils.undo import Snapshot, locked
 
 ROOT = Path(__file__).resolve().parents[2]
 # The module as Ansible would start it, with its arguments on standard input.
@@ -194,7 +194,7 @@ def test_a_way_back_restores_content_mode_links_and_absence(tmp_path: Path) -> N
     kept.write_text("old")
     kept.chmod(0o640)
     link.symlink_to("release-1")
-    before = Before.of([str(kept), str(new)], [str(link)])
+    before = Snapshot.of([str(kept), str(new)], [str(link)])
     kept.write_text("changed")
     kept.chmod(0o600)
     new.write_text("added")
