@@ -21,7 +21,7 @@ from prime_spark.api.routers.auth import Me
 from prime_spark.api.routers.health import HealthReport
 from prime_spark.api.routers.llm import Generate, Generated
 from prime_spark.api.routers.memory import Set, Stored
-from prime_spark.runtime.asgi import spare_the_collector
+from prime_spark.runtime.asgi import tune_gc
 
 
 def create_app(redis: Redis, key: str) -> FastAPI:
@@ -91,7 +91,7 @@ def main() -> None:
         proxy_headers=False,
     )
     config.load()
-    spare_the_collector()  # as the API's server does
+    tune_gc()  # as the API's server does
     uvloop.run(uvicorn.Server(config).serve())
 
 

@@ -185,7 +185,7 @@ async def serve(
     try:
         await asyncio.wait({serving, started}, return_when=asyncio.FIRST_COMPLETED)
         if started.done():
-            spare_the_collector()
+            tune_gc()
             service.ready(f"listening on {http.host}:{http.port}")
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -196,7 +196,7 @@ async def serve(
         listener.close()
 
 
-def spare_the_collector() -> None:
+def tune_gc() -> None:
     """Keep what the start has made out of the search for garbage, and search less often.
 
     Looking through all of FastAPI's objects stops the event loop for tens of milliseconds: a sixth
