@@ -61,7 +61,7 @@ class Auth:
         Raises RefreshError or SessionsUnavailableError.
         """
         try:
-            session = await self._sessions.carry_on(refresh_token, client)
+            session = await self._sessions.rotate(refresh_token, client)
         except RefreshError as error:
             if error.reused:
                 self._ended.add(refresh_token.partition(".")[0])

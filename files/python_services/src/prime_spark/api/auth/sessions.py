@@ -153,7 +153,7 @@ class Sessions:
             raise SessionsUnavailableError(describe_redis_error(error)) from error
         return Session(session, username, fingerprint, f"{session}.{proof}.{token}")
 
-    async def carry_on(self, refresh_token: str, client: str) -> Session:
+    async def rotate(self, refresh_token: str, client: str) -> Session:
         """Exchange a refresh token that came from the address `client`; raises RefreshError."""
         match = _TOKEN.fullmatch(refresh_token)
         if match is None:
