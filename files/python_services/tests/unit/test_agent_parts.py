@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from prime_spark.agent.audio import AudioError, read_wav, with_room_noise
 from prime_spark.agent.auth import Callers
 from prime_spark.agent.errors import TaskFailedError
-from prime_spark.agent.executor import PriorityPlaces
+from prime_spark.agent.executor import PrioritySemaphore
 from prime_spark.agent.fetch import AudioFetcher
 from prime_spark.agent.handlers import Handlers
 from prime_spark.agent.process import run_program
@@ -231,17 +231,17 @@ def test_the_oldest_answers_are_forgotten(tmp_path: Path) -> None:
     assert aging.get("a") is None
 
 
-# -- places ---------------------------------------------------------------------------------------
+# -- permits ---------------------------------------------------------------------------------------
 
 
 def test_urgent_waiters_go_first_and_nobody_is_lost() -> None:
     async def go() -> None:
-        places = PriorityPlaces(1)
+        permits = PrioritySemaphore(1)
         order: list[str] = []
         free = asyncio.Event()
 
         async def work(name: str, rank: int) -> None:
-            async with places.take(rank):
+            async with permits.take(rank):
                 order.append(name)
                 await free.wait()
 
@@ -254,7 +254,7 @@ def test_urgent_waiters_go_first_and_nobody_is_lost() -> None:
         free.set()
         await asyncio.wait(tasks.values(), timeout=30)
         assert order == ["first", "high", "normal", "low"]
-        async with asyncio.timeout(1), places.take(2):
+        async with asyncio.timeout(1), permits.take(2):
             pass
 
     asyncio.run(go())

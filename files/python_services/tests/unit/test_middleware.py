@@ -85,7 +85,7 @@ def test_answers_that_take_long_keep_nobody_from_another_path() -> None:
     asyncio.run(go())
 
 
-def test_one_account_leaves_places_to_the_others() -> None:
+def test_one_account_leaves_permits_to_the_others() -> None:
     async def go() -> None:
         answered = asyncio.Event()
         began: list[str] = []
@@ -130,7 +130,7 @@ def test_whom_the_path_does_not_allow_takes_no_place(who: str, status: int) -> N
 
 
 def test_nobody_waits_for_a_place_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prime_spark.api.middleware._PLACE_SECONDS", 0.05)
+    monkeypatch.setattr("prime_spark.api.middleware._PERMIT_SECONDS", 0.05)
 
     async def go() -> None:
         ask = Asking(_never)

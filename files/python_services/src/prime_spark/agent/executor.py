@@ -60,7 +60,7 @@ class Executor:
         self._store = store
         self._limits = limits
         self._metrics = metrics
-        self._places = PriorityPlaces(limits.capacity)
+        self._permits = PrioritySemaphore(limits.capacity)
         self._jobs: dict[str, _Job] = {}
         self._running = running
         self._results = results
@@ -194,7 +194,7 @@ class Executor:
             raise TaskFailedError(
                 f"this agent does not do tasks of type {request.task_type}", unable=True
             )
-        async with self._places.take(PRIORITIES.index(request.priority)):
+        async with self._permits.take(PRIORITIES.index(request.priority)):
             result = await handler(request.task_id, payload)
         try:
             finite_json.encode(result)
@@ -204,17 +204,17 @@ class Executor:
         return result
 
 
-class PriorityPlaces:
-    """A semaphore whose free places go to the waiter with the lowest rank, then the oldest."""
+class PrioritySemaphore:
+    """A semaphore whose free permits go to the waiter with the lowest rank, then the oldest."""
 
-    def __init__(self, places: int) -> None:
-        self._free = places
+    def __init__(self, permits: int) -> None:
+        self._free = permits
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
 
     @contextlib.asynccontextmanager
     async def take(self, rank: int) -> AsyncIterator[None]:
-        """Hold a place inside."""
+        """Hold a permit inside."""
         if self._free > 0:
             self._free -= 1
         else:
@@ -224,7 +224,7 @@ class PriorityPlaces:
                 await turn
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():
-                    self._give()  # the place came at the same moment
+                    self._give()  # the permit came at the same moment
                 raise
         try:
             yield

@@ -30,7 +30,7 @@ DOCS_PREFIX = "/docs"
 # Read at a time of one path: once decoded, a body may take thirty times as much.
 _LARGE_BYTES = 8 * 1024 * 1024
 # Well below what the server gives a body to arrive in, which goes on meanwhile.
-_PLACE_SECONDS = 20.0
+_PERMIT_SECONDS = 20.0
 _BUSY = "as many large bodies are being read as may be at a time"
 _DRAIN_BYTES = 16 * 1024 * 1024
 _DRAIN_SECONDS = 3.0
@@ -66,7 +66,7 @@ class Middleware:
 
     `body_bytes` bounds bodies, `large` those of single paths. What is larger than `body_bytes` is
     read only from whom the path allows, and only a few at a time of a path: a model that takes
-    minutes to answer keeps nobody from the memory. No account holds more than half of the places,
+    minutes to answer keeps nobody from the memory. No account holds more than half of the permits,
     and who gets none in time is told to come again.
     """
 
@@ -83,13 +83,13 @@ class Middleware:
         self._request_log = services.request_log
         self._body_bytes = body_bytes
         self._large = dict(large)
-        places = {path: max(1, _LARGE_BYTES // each.body_bytes) for path, each in large.items()}
-        self._places = {path: asyncio.Semaphore(number) for path, number in places.items()}
+        permits = {path: max(1, _LARGE_BYTES // each.body_bytes) for path, each in large.items()}
+        self._permits = {path: asyncio.Semaphore(number) for path, number in permits.items()}
         self._accounts = {
             path: defaultdict[str, asyncio.Semaphore](
                 partial(asyncio.Semaphore, max(1, number // 2))
             )
-            for path, number in places.items()
+            for path, number in permits.items()
         }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -138,19 +138,19 @@ class Middleware:
         # FastAPI reads a body before it asks who sent it.
         try:
             caller = await large.allow(Request(scope))
-            async with self._place(path, caller.name):
+            async with self._permit(path, caller.name):
                 await self._app(scope, receive, send)
         except ApiError as error:
             await _refuse(scope, uncounted, send, error)
 
     @contextlib.asynccontextmanager
-    async def _place(self, path: str, account: str) -> AsyncIterator[None]:
-        """Hold one of the places for large bodies inside; raises ApiError when none gets free."""
+    async def _permit(self, path: str, account: str) -> AsyncIterator[None]:
+        """Hold one of the permits for large bodies inside; raises ApiError when none gets free."""
         async with contextlib.AsyncExitStack() as held:
             try:
-                async with asyncio.timeout(_PLACE_SECONDS):
+                async with asyncio.timeout(_PERMIT_SECONDS):
                     await held.enter_async_context(self._accounts[path][account])
-                    await held.enter_async_context(self._places[path])
+                    await held.enter_async_context(self._permits[path])
             except TimeoutError:
                 raise unavailable("api", _BUSY) from None
             yield

@@ -23,7 +23,7 @@ class Backend:
         self.config = config
         self.client = Client(config)
         self._breaker = Breaker(config.breaker.failures, config.breaker.open_seconds)
-        self._places = asyncio.Semaphore(config.concurrency)
+        self._permits = asyncio.Semaphore(config.concurrency)
         self._running = 0
         self._waiting = 0
         self._metrics = metrics
@@ -42,9 +42,9 @@ class Backend:
     async def attempt(self) -> AsyncIterator[None]:
         """A request to the server happens inside; how it ends is noted.
 
-        Raises BackendError before it begins when the server is left alone or has no place in time.
+        Raises BackendError before it begins when the server is left alone or has no permit in time.
         """
-        self._raise_if_left_alone()  # at once, instead of after waiting for a place
+        self._raise_if_left_alone()  # at once, instead of after waiting for a permit
         await self._take_place()
         try:
             call = self._breaker.enter()
@@ -67,7 +67,7 @@ class Backend:
             finally:
                 self._running -= 1
         finally:
-            self._places.release()
+            self._permits.release()
             self._metrics.circuit_open.labels(self.name).set(self._breaker.state != "closed")
 
     async def models(self) -> list[str]:
@@ -123,10 +123,10 @@ class Backend:
         self._waiting += 1
         try:
             async with asyncio.timeout(self.config.queue_seconds):
-                await self._places.acquire()
+                await self._permits.acquire()
         except TimeoutError:
             raise BackendError(
-                f"busy with {self._running} requests, no place within "
+                f"busy with {self._running} requests, no permit within "
                 f"{self.config.queue_seconds:g} s",
                 counts=False,
             ) from None

@@ -14,15 +14,15 @@ T = TypeVar("T")
 class BoundedCalls:
     """Runs calls that may hang, a file system's say, each in a thread of its own.
 
-    At most `max_calls` threads exist; a call that hangs keeps its place until it returns, and
-    once all places are taken further calls give up without a thread. The threads are daemons: one
+    At most `max_calls` threads exist; a call that hangs keeps its permit until it returns, and
+    once all permits are taken further calls give up without a thread. The threads are daemons: one
     that hangs does not keep the process from ending (a ThreadPoolExecutor's would).
     """
 
     def __init__(self, name: str, max_calls: int, seconds: float) -> None:
         self._name = name
         self._seconds = seconds
-        self._places = asyncio.Semaphore(max_calls)
+        self._permits = asyncio.Semaphore(max_calls)
         self._running = 0
 
     @property
@@ -38,7 +38,7 @@ class BoundedCalls:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._seconds):
-                await self._places.acquire()
+                await self._permits.acquire()
                 self._running += 1
                 result: asyncio.Future[T] = loop.create_future()
                 result.add_done_callback(_take_note)
@@ -59,7 +59,7 @@ class BoundedCalls:
 
     def _release(self) -> None:
         self._running -= 1
-        self._places.release()
+        self._permits.release()
 
 
 def _work(
