@@ -11,7 +11,7 @@ import pytest
 from prime_spark.dispatcher.fleet import Fleet, Verdict
 from prime_spark.dispatcher.settings import AgentAddress
 from prime_spark.dispatcher.store import Attempt
-from prime_spark.tasks.protocol import TASK_TYPES, Beat
+from prime_spark.tasks.protocol import TASK_TYPES, HeartbeatMessage
 
 
 @pytest.fixture
@@ -32,8 +32,10 @@ def fleet() -> Fleet:
     return Fleet(addresses, dead_seconds=15)
 
 
-def beat(instance: str = "1", *, types: tuple[Literal["llm"], ...] | None = None) -> Beat:
-    return Beat(instance, types or TASK_TYPES, capacity=1, running=(), version="0")
+def beat(
+    instance: str = "1", *, types: tuple[Literal["llm"], ...] | None = None
+) -> HeartbeatMessage:
+    return HeartbeatMessage(instance, types or TASK_TYPES, capacity=1, running=(), version="0")
 
 
 def attempt(agent: str = "a", task_id: str = "t") -> Attempt:

@@ -148,7 +148,7 @@ class Dispatcher:
         Returns whether there is nothing to do before another task is submitted.
         """
         view = await store.look(self._fleet.names)
-        self._fleet.see(view.beats)
+        self._fleet.see(view.heartbeats)
         self._show(view)
         # Given out by a dispatcher before this one, or by an answer of Redis that was lost.
         for task_id in view.active - self._attempts.keys():
@@ -176,8 +176,8 @@ class Dispatcher:
         fresh = [item for item in able if item[0] not in tried]
         if not fresh and self._fleet.others(task.task_type, tried):
             return None  # an agent that has not failed at it yet is only busy
-        name, beat = (fresh or able)[0]
-        return name, beat.instance
+        name, heartbeat = (fresh or able)[0]
+        return name, heartbeat.instance
 
     def _begin(self, store: TaskStore, attempt: Attempt, *, resumed: bool) -> None:
         self._fleet.took(attempt)
@@ -379,7 +379,7 @@ class Dispatcher:
         self._metrics.ended.labels(attempt.task_type, state).inc()
 
     def _show(self, view: View) -> None:
-        dead = [name for name in self._fleet.names if name not in view.beats]
+        dead = [name for name in self._fleet.names if name not in view.heartbeats]
         for name in self._fleet.names:
             self._metrics.agent_alive.labels(name).set(name not in dead)
         for task_type, tasks in view.queues.items():

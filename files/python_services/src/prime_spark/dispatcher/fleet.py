@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from prime_spark.dispatcher.settings import AgentAddress
 from prime_spark.dispatcher.store import Attempt
-from prime_spark.tasks.protocol import Beat, TaskType
+from prime_spark.tasks.protocol import HeartbeatMessage, TaskType
 
 
 class Verdict(enum.Enum):
@@ -26,8 +26,8 @@ class Fleet:
     def __init__(self, agents: Sequence[AgentAddress], dead_seconds: float) -> None:
         self.urls = {agent.name: agent.url for agent in agents}
         self._dead_seconds = dead_seconds
-        self._beats: dict[str, Beat] = {}
-        self._known: dict[str, Beat] = {}  # the last one of each, of those that are down as well
+        self._heartbeats: dict[str, HeartbeatMessage] = {}
+        self._known: dict[str, HeartbeatMessage] = {}  # the last of each, down or not
         self._running: dict[str, set[str]] = {name: set() for name in self.urls}
         self._rest_until: dict[str, float] = {}
         self._watching_since: float | None = None
@@ -37,12 +37,12 @@ class Fleet:
         """The agents' names."""
         return list(self.urls)
 
-    def see(self, beats: Mapping[str, Beat]) -> None:
+    def see(self, heartbeats: Mapping[str, HeartbeatMessage]) -> None:
         """Take in what Redis holds now."""
         if self._watching_since is None:
             self._watching_since = time.monotonic()
-        self._beats = dict(beats)
-        self._known |= self._beats
+        self._heartbeats = dict(heartbeats)
+        self._known |= self._heartbeats
 
     def blind(self) -> None:
         """Redis does not answer. The agents could not renew their heartbeats meanwhile."""
@@ -54,9 +54,9 @@ class Fleet:
             return Verdict.DEAD
         if self._watching_since is None:
             return Verdict.UNKNOWN
-        beat = self._beats.get(attempt.agent)
-        if beat is not None:
-            return Verdict.ALIVE if beat.instance == attempt.instance else Verdict.RESTARTED
+        heartbeat = self._heartbeats.get(attempt.agent)
+        if heartbeat is not None:
+            return Verdict.ALIVE if heartbeat.instance == attempt.instance else Verdict.RESTARTED
         watched = time.monotonic() - self._watching_since
         return Verdict.DEAD if watched > self._dead_seconds else Verdict.UNKNOWN
 
@@ -74,15 +74,16 @@ class Fleet:
         """Give the agent nothing for a while."""
         self._rest_until[name] = max(self._rest_until.get(name, 0.0), time.monotonic() + seconds)
 
-    def free(self) -> list[tuple[str, Beat]]:
+    def free(self) -> list[tuple[str, HeartbeatMessage]]:
         """Return the agents that may be given a task, the least busy first."""
         now = time.monotonic()
         free = [
-            (len(self._running[name]), name, beat)
-            for name, beat in self._beats.items()
-            if len(self._running[name]) < beat.capacity and self._rest_until.get(name, 0.0) <= now
+            (len(self._running[name]), name, heartbeat)
+            for name, heartbeat in self._heartbeats.items()
+            if len(self._running[name]) < heartbeat.capacity
+            and self._rest_until.get(name, 0.0) <= now
         ]
-        return [(name, beat) for _, name, beat in sorted(free, key=lambda item: item[:2])]
+        return [(name, heartbeat) for _, name, heartbeat in sorted(free, key=lambda item: item[:2])]
 
     def others(self, task_type: TaskType, tried: Sequence[str]) -> bool:
         """Whether an agent that has not tried it yet could do such a task.

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from prime_spark.tasks import scripts
-from prime_spark.tasks.coordinator import decode_beat
-from prime_spark.tasks.protocol import TASK_TYPES, Beat, Priority, TaskType
+from prime_spark.tasks.coordinator import decode_heartbeat
+from prime_spark.tasks.protocol import TASK_TYPES, HeartbeatMessage, Priority, TaskType
 
 # So many of the tasks that wait are looked at for one that an agent may take: those before it
 # have been tried there, and wait for another agent.
@@ -50,7 +50,7 @@ class View(msgspec.Struct, frozen=True):
     `delayed` counts the tasks that are tried again later.
     """
 
-    beats: dict[str, Beat]
+    heartbeats: dict[str, HeartbeatMessage]
     queues: dict[TaskType, list[Waiting]]
     active: set[str]
     delayed: int
@@ -139,20 +139,20 @@ class TaskStore:
             pipeline.hkeys(scripts.ACTIVE)
             pipeline.zcard(scripts.DELAYED)
             for name in agents:
-                pipeline.get(scripts.BEAT + name)
+                pipeline.get(scripts.HEARTBEAT + name)
             for task_type in TASK_TYPES:
                 pipeline.zrange(scripts.QUEUE + task_type, 0, _WINDOW - 1, withscores=True)
             active, delayed, *answers = await pipeline.execute()
-        beats = {
-            name: beat
+        heartbeats = {
+            name: heartbeat
             for name, data in zip(agents, answers, strict=False)
-            if (beat := decode_beat(data)) is not None
+            if (heartbeat := decode_heartbeat(data)) is not None
         }
         queues = {
             task_type: [Waiting(item.decode(), task_type, score) for item, score in answer]
             for task_type, answer in zip(TASK_TYPES, answers[len(agents) :], strict=True)
         }
-        return View(beats, queues, {identifier.decode() for identifier in active}, delayed)
+        return View(heartbeats, queues, {identifier.decode() for identifier in active}, delayed)
 
     async def attempt(self, task_id: str) -> Attempt | None:
         """Return the attempt that a task is at, or None when there is no such task."""

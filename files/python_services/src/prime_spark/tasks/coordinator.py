@@ -20,7 +20,7 @@ from prime_spark.tasks.protocol import (
     PRIORITIES,
     TASK_TYPES,
     AgentState,
-    Beat,
+    HeartbeatMessage,
     Priority,
     State,
     TaskId,
@@ -161,12 +161,16 @@ class AgentCoordinator:
         try:
             members = cast("set[bytes]", await self._redis.smembers(scripts.AGENTS))
             names = sorted(name.decode() for name in members)
-            beats = await self._redis.mget([scripts.BEAT + name for name in names]) if names else []
+            heartbeats = (
+                await self._redis.mget([scripts.HEARTBEAT + name for name in names])
+                if names
+                else []
+            )
         except REDIS_ERRORS as error:
             raise CoordinatorUnavailableError(describe_redis_error(error)) from error
         return [
-            _agent_state(name, decode_beat(cast("bytes | None", data)))
-            for name, data in zip(names, beats, strict=True)
+            _agent_state(name, decode_heartbeat(cast("bytes | None", data)))
+            for name, data in zip(names, heartbeats, strict=True)
         ]
 
     async def health(self) -> CoordinatorHealth:
@@ -189,12 +193,12 @@ class AgentCoordinator:
         )
 
 
-def decode_beat(data: bytes | None) -> Beat | None:
+def decode_heartbeat(data: bytes | None) -> HeartbeatMessage | None:
     """Return the heartbeat in `data`; None also for one that cannot be read."""
     if data is None:
         return None
     try:
-        return msgspec.json.decode(data, type=Beat)
+        return msgspec.json.decode(data, type=HeartbeatMessage)
     except msgspec.DecodeError:
         return None
 
@@ -257,14 +261,14 @@ def _status(task_id: str, task: dict[bytes, bytes]) -> TaskStatus:
     )
 
 
-def _agent_state(name: str, beat: Beat | None) -> AgentState:
-    if beat is None:
+def _agent_state(name: str, heartbeat: HeartbeatMessage | None) -> AgentState:
+    if heartbeat is None:
         return AgentState(name, alive=False)
     return AgentState(
         name,
         alive=True,
-        task_types=beat.task_types,
-        capacity=beat.capacity,
-        running=beat.running,
-        version=beat.version,
+        task_types=heartbeat.task_types,
+        capacity=heartbeat.capacity,
+        running=heartbeat.running,
+        version=heartbeat.version,
     )

@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 from prime_spark import __version__
 from prime_spark.runtime.redis_client import REDIS_ERRORS, describe_redis_error
 from prime_spark.runtime.service import Service, within
-from prime_spark.tasks.protocol import Beat, TaskType
-from prime_spark.tasks.scripts import BEAT
+from prime_spark.tasks.protocol import HeartbeatMessage, TaskType
+from prime_spark.tasks.scripts import HEARTBEAT
 
 _log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ class Heartbeat:
         self.running: set[str] = set()
         self.instance = secrets.token_hex(8)
         self._redis = redis
-        self._key = BEAT + name
+        self._key = HEARTBEAT + name
         self._task_types = tuple(task_types)
         self._capacity = capacity
         self._interval = interval
@@ -85,7 +85,7 @@ class Heartbeat:
 
     async def send(self) -> bool:
         """Send one heartbeat; return whether Redis has taken it."""
-        beat = Beat(
+        heartbeat = HeartbeatMessage(
             instance=self.instance,
             task_types=self._task_types,
             capacity=self._capacity,
@@ -95,7 +95,9 @@ class Heartbeat:
         # Counted from before it is sent: Redis counts from later on.
         until = time.monotonic() + self._ttl
         try:
-            await self._redis.set(self._key, msgspec.json.encode(beat), px=int(self._ttl * 1000))
+            await self._redis.set(
+                self._key, msgspec.json.encode(heartbeat), px=int(self._ttl * 1000)
+            )
         except REDIS_ERRORS as error:
             if self._ok:
                 _log.warning("redis unreachable", error=describe_redis_error(error))

@@ -52,7 +52,7 @@ class ExecuteAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     unable: bool = False
 
 
-class Beat(msgspec.Struct, frozen=True):
+class HeartbeatMessage(msgspec.Struct, frozen=True):
     """A heartbeat. `instance` is new with each start of the agent's process."""
 
     instance: str

@@ -36,7 +36,7 @@ CLOCK = f"{PREFIX}clock"
 WAKE = f"{PREFIX}wake"
 LEASE = f"{PREFIX}lease"
 FENCE = f"{PREFIX}fence"
-BEAT = "agent:"
+HEARTBEAT = "agent:"
 
 # What a fenced script answers to one that was overtaken.
 FENCED = "FENCED"
