@@ -160,7 +160,7 @@ def api_config(servers: Servers, share: Path, **changes: Any) -> dict[str, Any]:
             "redis": redis,
             "nas": {"directory": str(share), "timeout_seconds": 2.0},
             "database": {"database": database, "timeout_seconds": 2.0},
-            "rest_seconds": 0.3,
+            "cooldown_seconds": 0.3,
             "state": str(share.parent / "memory.sqlite"),
         },
         "llm": {"backends": backends, "models_seconds": 1.0},

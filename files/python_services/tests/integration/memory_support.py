@@ -109,7 +109,7 @@ def create_world(
             "database": database_config(postgres, database, "prime_spark_api"),
             "timeout_seconds": 5.0,
         },
-        "rest_seconds": 0.3,
+        "cooldown_seconds": 0.3,
         "state": str(folder / "memory.sqlite"),
     }
     return World(redis, postgres, database, share, config)

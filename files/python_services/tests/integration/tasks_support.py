@@ -131,7 +131,7 @@ class World:
             "agent_dead_seconds": DEAD_SECONDS,
             "task_seconds": 20.0,
             "retry_seconds": 0.1,
-            "rest_seconds": 0.5,
+            "cooldown_seconds": 0.5,
             **settings,
         }
         credentials = {"redis_password": "secret", "agent_token": "agent secret"}

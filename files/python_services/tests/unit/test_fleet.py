@@ -85,8 +85,8 @@ def test_who_is_free(fleet: Fleet, now: Callable[[float], None]) -> None:
     assert [name for name, _ in fleet.free()] == ["a", "b"]
     fleet.took(attempt("a"))
     assert [name for name, _ in fleet.free()] == ["b"]
-    fleet.rest("b", 5)
-    fleet.rest("b", 1)
+    fleet.cool_down("b", 5)
+    fleet.cool_down("b", 1)
     assert fleet.free() == []
     assert fleet.others("llm", ["a"])
     assert not fleet.others("voice_synthesis", ["a"])

@@ -51,7 +51,7 @@ def test_breaker_opens_after_failures_in_a_row_only() -> None:
     for _ in range(2):
         breaker.failed(entered(breaker))
     assert (breaker.state, breaker.enter()) == ("open", None)
-    assert "left alone for 30 s" in breaker.refusal()
+    assert "circuit open for 30 s" in breaker.refusal()
 
 
 def test_breaker_tries_one_call_after_its_time() -> None:

@@ -84,7 +84,7 @@ class Agents(Subsystem):
 
 
 class Backend(Output):
-    """A server of language models. Its circuit is open while it is left alone."""
+    """A server of language models. Its circuit is open for a while after failures."""
 
     name: str = Field(examples=["spark-agent-1"])
     source: Literal["edge", "cloud", "cache"] = Field(examples=["edge"])

@@ -33,7 +33,7 @@ class Failed(msgspec.Struct, frozen=True):
 class AgentFailed(msgspec.Struct, frozen=True):
     """This agent has not done the task and is not at it; another may.
 
-    `faulty`: leave the agent alone for a while. `unable`: it will never do this task.
+    `faulty`: the agent needs a cooldown. `unable`: it will never do this task.
     """
 
     reason: str
@@ -131,9 +131,9 @@ class AgentClient:
             return AgentFailed(f"not an answer: {error}", faulty=True)
         if answer.task_id != task_id:
             return AgentFailed(f"the answer is for {answer.task_id[:80]!r}", faulty=True)
-        return self.judge(answer)
+        return self.outcome_of(answer)
 
-    def judge(self, answer: ExecuteAnswer) -> Outcome:
+    def outcome_of(self, answer: ExecuteAnswer) -> Outcome:
         """Return what an agent's answer means."""
         if answer.status == "failed":
             reason = (answer.error or "no reason given")[:_MAX_REASON_CHARS]

@@ -140,7 +140,7 @@ class Dispatcher:
             else:
                 self._redis_ok()
             until = renewed + self._renew_seconds if idle else None
-            await self._pause(service, self._rest(store, until))
+            await self._pause(service, self._wait_for_work(store, until))
 
     async def _look_and_assign(self, store: TaskStore) -> bool:
         """See to what is under way, then give waiting tasks to free agents.
@@ -252,7 +252,7 @@ class Dispatcher:
 
         await self._insist(look)
         answer = found[0]
-        return AgentFailed(reason) if answer is None else self._client.judge(answer)
+        return AgentFailed(reason) if answer is None else self._client.outcome_of(answer)
 
     def _lost(self, attempt: Attempt) -> str | None:
         """Return why the agent is certainly not at the task any more, if it is so."""
@@ -286,16 +286,16 @@ class Dispatcher:
                 log.warning("failed for good", reason=reason)
                 await self._fail(store, attempt, reason)
             case Busy(reason, seconds):
-                self._fleet.rest(attempt.agent, seconds)
+                self._fleet.cool_down(attempt.agent, seconds)
                 await self._give_back(store, attempt, reason)
             case Unreachable(reason):
                 log.warning("agent unreachable", reason=reason)
-                self._fleet.rest(attempt.agent, self._config.rest_seconds)
+                self._fleet.cool_down(attempt.agent, self._config.cooldown_seconds)
                 await self._give_back(store, attempt, reason)
             case AgentFailed(reason, faulty, unable):
                 log.warning("attempt failed", reason=reason)
                 if faulty:
-                    self._fleet.rest(attempt.agent, self._config.rest_seconds)
+                    self._fleet.cool_down(attempt.agent, self._config.cooldown_seconds)
                 tried = (*attempt.tried, attempt.agent)
                 if unable and not self._fleet.others(attempt.task_type, tried):
                     await self._fail(store, attempt, reason)
@@ -353,7 +353,7 @@ class Dispatcher:
         await asyncio.gather(*attempts, return_exceptions=True)
         self._metrics.running.set(0)
 
-    async def _rest(self, store: TaskStore, until: float | None) -> None:
+    async def _wait_for_work(self, store: TaskStore, until: float | None) -> None:
         """Wait for the next poll; with `until`, instead of polling, for a task to be submitted.
 
         No longer than that, for a wake-up may get lost.
@@ -365,15 +365,15 @@ class Dispatcher:
                 return
         await asyncio.sleep(shortest)
 
-    async def _pause(self, service: Service, rest: Awaitable[None]) -> None:
-        """Rest until the next round; an attempt that ends begins it at once."""
-        resting = asyncio.ensure_future(rest)
+    async def _pause(self, service: Service, wait: Awaitable[None]) -> None:
+        """Wait until the next round; an attempt that ends begins it at once."""
+        waiting = asyncio.ensure_future(wait)
         waits = [asyncio.ensure_future(event.wait()) for event in (self._changed, service.stop)]
-        await asyncio.wait({resting, *waits}, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        if not resting.cancel():
-            resting.result()
+        await asyncio.wait({waiting, *waits}, return_when=asyncio.FIRST_COMPLETED)
+        for event_wait in waits:
+            event_wait.cancel()
+        if not waiting.cancel():
+            waiting.result()
 
     def _count(self, attempt: Attempt, state: str) -> None:
         self._metrics.ended.labels(attempt.task_type, state).inc()

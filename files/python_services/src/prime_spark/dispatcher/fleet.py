@@ -1,4 +1,4 @@
-"""The agents as the dispatcher sees them: alive or not, busy or not, resting or not."""
+"""The agents as the dispatcher sees them: alive or not, busy or not, in cooldown or not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Verdict(enum.Enum):
 
 
 class Fleet:
-    """Heartbeats, attempts under way, and rests after failures, of the configured agents."""
+    """Heartbeats, attempts under way, and cooldowns after failures, of the configured agents."""
 
     def __init__(self, agents: Sequence[AgentAddress], dead_seconds: float) -> None:
         self.urls = {agent.name: agent.url for agent in agents}
@@ -29,7 +29,7 @@ class Fleet:
         self._heartbeats: dict[str, HeartbeatMessage] = {}
         self._known: dict[str, HeartbeatMessage] = {}  # the last of each, down or not
         self._running: dict[str, set[str]] = {name: set() for name in self.urls}
-        self._rest_until: dict[str, float] = {}
+        self._cooldown_until: dict[str, float] = {}
         self._watching_since: float | None = None
 
     @property
@@ -70,9 +70,11 @@ class Fleet:
         if attempt.agent in self._running:
             self._running[attempt.agent].discard(attempt.task_id)
 
-    def rest(self, name: str, seconds: float) -> None:
-        """Give the agent nothing for a while."""
-        self._rest_until[name] = max(self._rest_until.get(name, 0.0), time.monotonic() + seconds)
+    def cool_down(self, name: str, seconds: float) -> None:
+        """Give the agent no task for `seconds`."""
+        self._cooldown_until[name] = max(
+            self._cooldown_until.get(name, 0.0), time.monotonic() + seconds
+        )
 
     def free(self) -> list[tuple[str, HeartbeatMessage]]:
         """Return the agents that may be given a task, the least busy first."""
@@ -81,7 +83,7 @@ class Fleet:
             (len(self._running[name]), name, heartbeat)
             for name, heartbeat in self._heartbeats.items()
             if len(self._running[name]) < heartbeat.capacity
-            and self._rest_until.get(name, 0.0) <= now
+            and self._cooldown_until.get(name, 0.0) <= now
         ]
         return [(name, heartbeat) for _, name, heartbeat in sorted(free, key=lambda item: item[:2])]
 

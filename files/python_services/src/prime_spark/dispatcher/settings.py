@@ -45,7 +45,7 @@ class DispatcherConfig(Config, frozen=True):
     grace_seconds: PositiveSeconds = 10.0
     max_attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 3
     retry_seconds: PositiveSeconds = 2.0
-    rest_seconds: PositiveSeconds = 10.0
+    cooldown_seconds: PositiveSeconds = 10.0
     keep_seconds: Positive = 7 * 24 * 3600
     max_result_bytes: Positive = 256 * 1024
     log_level: LogLevel = "info"

@@ -42,10 +42,10 @@ class Backend:
     async def attempt(self) -> AsyncIterator[None]:
         """A request to the server happens inside; how it ends is noted.
 
-        Raises BackendError before it begins when the server is left alone or has no permit in time.
+        Raises BackendError before it begins when the circuit is open or it has no permit in time.
         """
-        self._raise_if_left_alone()  # at once, instead of after waiting for a permit
-        await self._take_place()
+        self._raise_if_open()  # at once, instead of after waiting for a permit
+        await self._take_permit()
         try:
             call = self._breaker.enter()
             if call is None:
@@ -115,11 +115,11 @@ class Backend:
             waiting=self._waiting,
         )
 
-    def _raise_if_left_alone(self) -> None:
+    def _raise_if_open(self) -> None:
         if refusal := self._breaker.refusal():
             raise BackendError(refusal, counts=False)
 
-    async def _take_place(self) -> None:
+    async def _take_permit(self) -> None:
         self._waiting += 1
         try:
             async with asyncio.timeout(self.config.queue_seconds):

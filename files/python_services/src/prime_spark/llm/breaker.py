@@ -1,4 +1,4 @@
-"""A circuit breaker: a backend that keeps failing is left alone for a while."""
+"""A circuit breaker: a backend that keeps failing is not asked for a while."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Breaker:
         if not self._tripped:
             return ""
         if (remaining := self._open_until - self._clock()) > 0:
-            return f"left alone for {remaining:.0f} s more after {self._failures} failures"
+            return f"circuit open for {remaining:.0f} s more after {self._failures} failures"
         return "being tried after failures" if self._trial else ""
 
     def enter(self) -> int | None:

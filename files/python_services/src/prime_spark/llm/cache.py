@@ -32,7 +32,7 @@ class CachedAnswer(msgspec.Struct, frozen=True):
 
 
 class ResponseCache:
-    """Best effort: an error of Redis is counted, and Redis then left alone for a few seconds."""
+    """Best effort: an error of Redis is counted, and Redis is not asked again for a few seconds."""
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class LLMMetrics:
         self.cache = cache(cached.labels)
         self.circuit_open = Gauge(
             f"{prefix}_circuit_open",
-            "1 while a backend is left alone after failures",
+            "1 while the circuit of a backend is open after failures",
             ["backend"],
             registry=registry,
         )

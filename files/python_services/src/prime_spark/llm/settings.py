@@ -10,7 +10,7 @@ from prime_spark.config import Config, CredentialName, NonEmpty, Positive, Posit
 
 
 class BreakerConfig(Config, frozen=True):
-    """After `failures` in a row a backend is left alone for `open_seconds`, then tried once."""
+    """After `failures` in a row its circuit is open for `open_seconds`, then tried once."""
 
     failures: Positive = 3
     open_seconds: PositiveSeconds = 30.0

@@ -69,7 +69,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """State of one backend. `circuit` is open while it is left alone after repeated failures."""
+    """State of one backend. `circuit` is open for a while after repeated failures."""
 
     name: str
     source: Source

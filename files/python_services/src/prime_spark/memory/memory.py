@@ -76,13 +76,13 @@ class Memory:
         *,
         ledger: Ledger,
         fast: FastTierConfig,
-        rest: float = 2.0,
+        cooldown: float = 2.0,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
         self._fast = fast
         tiers: tuple[Tier, ...] = (redis, nas, database)
-        self._guards = {n: Guard(n, tier, rest) for n, tier in enumerate(tiers, start=1)}
+        self._guards = {n: Guard(n, tier, cooldown) for n, tier in enumerate(tiers, start=1)}
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by key
         # Counts writes as they begin and end: a `get` that one overlaps copies nothing.
         self._writes = 0
@@ -101,7 +101,7 @@ class Memory:
             DatabaseTier(config.database),
             ledger=ledger,
             fast=config.fast,
-            rest=config.rest_seconds,
+            cooldown=config.cooldown_seconds,
         )
 
     async def set(

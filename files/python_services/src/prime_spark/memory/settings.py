@@ -56,7 +56,7 @@ class DatabaseTierConfig(Config, frozen=True):
 
 
 class MemoryConfig(Config, frozen=True):
-    """The three tiers. A tier that does not answer is left alone for `rest_seconds`.
+    """The three tiers. A tier that does not answer is not asked again for `cooldown_seconds`.
 
     `state` is a file of this process alone: whose file on the NAS takes how much, and which values
     of a tier are outdated.
@@ -66,5 +66,5 @@ class MemoryConfig(Config, frozen=True):
     nas: NasTierConfig
     database: DatabaseTierConfig
     fast: FastTierConfig = FastTierConfig()
-    rest_seconds: PositiveSeconds = 2.0
+    cooldown_seconds: PositiveSeconds = 2.0
     state: NonEmpty = "/var/lib/prime-spark-api/memory.sqlite"

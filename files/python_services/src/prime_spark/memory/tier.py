@@ -60,32 +60,32 @@ class Tier(Protocol):
 
 
 class Guard:
-    """Asks a tier, and leaves it alone for a while after it did not answer.
+    """Asks a tier, and does not ask it again during a cooldown after it did not answer.
 
-    While it rests, calls fail at once with the reason of the last one; then one call tries again
+    In the cooldown calls fail at once with the reason of the last one. Then one call tries again
     while the others still fail. Nobody waits for the deadline of a tier that is known to be down.
     """
 
-    def __init__(self, number: int, tier: Tier, rest_seconds: float) -> None:
+    def __init__(self, number: int, tier: Tier, cooldown_seconds: float) -> None:
         self.number = number
         self.tier = tier
-        self._rest_seconds = rest_seconds
+        self._cooldown_seconds = cooldown_seconds
         self._reason: str | None = None
-        self._rest_until = 0.0
+        self._cooldown_until = 0.0
 
     async def ask(self, asking: Awaitable[T]) -> T:
         """Await a call of the tier; raises TierUnavailableError, or the call's QuotaError."""
         if self._reason is not None:
             now = time.monotonic()
-            if now < self._rest_until:
+            if now < self._cooldown_until:
                 _close(asking)
                 raise self._unavailable(self._reason)
-            self._rest_until = now + self._rest_seconds  # this call tries, others rest on
+            self._cooldown_until = now + self._cooldown_seconds  # for the other calls
         try:
             answer = await asking
         except TierDownError as error:
             self._reason = None if error.answers else str(error)
-            self._rest_until = time.monotonic() + self._rest_seconds
+            self._cooldown_until = time.monotonic() + self._cooldown_seconds
             raise self._unavailable(str(error)) from error
         except QuotaError:
             self._reason = None
