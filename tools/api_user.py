@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Add, change or remove a user of the API, in the inventory's encrypted vault.
 
-The password is asked for (or read from stdin), or made up and printed once; the vault gets its
+The password is asked for (or read from stdin), or generated and printed once; the vault gets its
 argon2id hash. The next run of `site.yml --tags api` brings it to the API: whoever was logged in as
 that user has to log in again.
 """
@@ -30,7 +30,7 @@ VARIABLE = "vault_api_users"
 
 
 def password_from(generate: bool) -> tuple[str, bool]:
-    """The password, and whether it was made up."""
+    """The password, and whether it was generated."""
     if generate:
         return secrets.token_urlsafe(18), True
     if sys.stdin.isatty():
@@ -75,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inventory", type=Path, required=True, help="directory of the inventory")
     parser.add_argument("--role", choices=ROLES, default="viewer")
-    parser.add_argument("--generate", action="store_true", help="make up a password")
+    parser.add_argument("--generate", action="store_true", help="generate a password")
     parser.add_argument("--remove", action="store_true", help="remove the user")
     parser.add_argument("name")
     try:

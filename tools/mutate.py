@@ -175,7 +175,7 @@ class Copies:
         finally:
             self._free.put(copy)
 
-    def judge(self, mutation: Mutation) -> bool:
+    def run_one(self, mutation: Mutation) -> bool:
         """Return whether the mutation's test noticed it; print what happened."""
         copy = self._free.get()
         started = time.monotonic()
@@ -231,7 +231,7 @@ def main() -> int:
                 return 1
             say(f"{len(tests)} tests pass on unbroken code, {time.monotonic() - started:.0f} s")
         with ThreadPoolExecutor(arguments.jobs) as jobs:
-            killed = sum(jobs.map(copies.judge, chosen))
+            killed = sum(jobs.map(copies.run_one, chosen))
     say(f"killed {killed}/{len(chosen)} in {time.monotonic() - started:.0f} s")
     return 0 if killed == len(chosen) else 1
 

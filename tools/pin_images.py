@@ -3,7 +3,7 @@
 
 Asks each image's own registry what its tag means today, checks that the image exists for every
 architecture of the fleet, and changes only the references that lack a digest (--update: all).
-A digest is never made up: an image that cannot be read stays as it is and the exit status is 1.
+A digest is never invented: an image that cannot be read stays as it is and the exit status is 1.
 """
 
 from __future__ import annotations

@@ -21,7 +21,11 @@ from ansible_collections.prime_spark.fleet.plugins.plugin_utils.catalogue import
     prepared,
 )
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.fleet import SECRET, expected
-from ansible_collections.prime_spark.fleet.plugins.plugin_utils.inventory import Fleet, Role, judge
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.inventory import (
+    Fleet,
+    Role,
+    validate,
+)
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.stamps import Sources, Stamps
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.values import check_value
 
@@ -43,7 +47,7 @@ class ActionModule(ActionBase):
         for role, entry in catalogue().items():
             found = fleet.roles.get(role, Role(role, {}, {}))
             check(ROOT, entry, found.options, found.defaults)
-        judge(
+        validate(
             fleet,
             needs={role: entry.needs for role, entry in catalogue().items()},
             single=[role for role, entry in catalogue().items() if entry.single],

@@ -40,7 +40,7 @@ options:
     OWNED = r"""
 options:
   validate:
-    description: Commands (argument lists) that judge the new files before anything is written;
+    description: Commands (argument lists) that validate the new files before anything is written;
       C({stage}) is a directory that holds them at their full paths.
     type: list
     elements: list

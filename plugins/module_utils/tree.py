@@ -198,7 +198,7 @@ def tree_files(params: dict[str, Any]) -> list[File]:
 
 
 def stage_files(files: list[File], stage: str) -> None:
-    """Lay the files out below ``stage``, each at its full path, for a program to judge."""
+    """Lay the files out below ``stage``, each at its full path, for a program to validate."""
     for file in files:
         path = stage + file.path
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

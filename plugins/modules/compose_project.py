@@ -58,12 +58,12 @@ options:
         C(config/<service>/), and C(url) with C(username) and C(password), which is posted to when
         one of these files changed. Without C(url) the service looks by itself.
       - A reload that is refused takes the files back, as an unhealthy start does. What was loaded
-        is recorded, so a reload that an interrupted run still owed is made up for.
+        is recorded, so the next run does a reload that an interrupted run left out.
     type: list
     elements: dict
     default: []
   validate_in:
-    description: Programs of an image that judge a service's new files before anything changes, each
+    description: Programs of an image that validate a service's new files before a change, each
       C(service), C(image), C(argv) and C(mount), where the image sees C(config/<service>/). Check
       mode pulls no image; it leaves the validation to the run, and says so.
     type: list
@@ -322,7 +322,7 @@ class Project:
 
 
 def stage(tree: Tree, directory: str) -> tempfile.TemporaryDirectory[str]:
-    """The project's files in a private temporary directory, for compose to judge."""
+    """The project's files in a private temporary directory, for compose to validate."""
     staged: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="prime-spark-")
     for file in tree.files:
         below = os.path.relpath(file.path, directory)
@@ -340,10 +340,10 @@ def docker_misses(image: str) -> bool:
 
 
 def validate_in(images: list[dict[str, Any]], source: str, name: str, pull: bool) -> list[str]:
-    """Let programs of images judge the files in ``source``; what could not be judged yet."""
+    """Let programs of images validate the files in ``source``; return what has to wait."""
     deferred = []
-    for judge in images:
-        image, (program, *words) = judge["image"], judge["argv"]
+    for validator in images:
+        image, (program, *words) = validator["image"], validator["argv"]
         if docker_misses(image):
             if not pull:
                 deferred.append(f"deferred: validation needs the image {image}")
@@ -351,13 +351,13 @@ def validate_in(images: list[dict[str, Any]], source: str, name: str, pull: bool
             docker("pull", "--quiet", image)
         argv = ["docker", "run", "--rm", "--network", "none", "--read-only", "--user", "0:0"]
         argv += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges:true", "--volume"]
-        argv += [f"{source}/config/{judge['service']}:{judge['mount']}:ro"]
+        argv += [f"{source}/config/{validator['service']}:{validator['mount']}:ro"]
         argv += ["--entrypoint", program, image, *words]
         done = finish(argv)
         if done.returncode != 0:
             raise TreeError(
                 f"the new configuration of {name} is not valid; nothing was changed. "
-                f"`{' '.join(judge['argv'])}` said: {(done.stdout + done.stderr).strip()}"
+                f"`{' '.join(validator['argv'])}` said: {(done.stdout + done.stderr).strip()}"
             )
     return deferred
 
@@ -495,8 +495,8 @@ def present(module: AnsibleModule, tree: Tree) -> dict[str, Any]:
         with stage(tree, project.directory) as source:
             project.compose("config", "--quiet", source=source)
             tree.validate()
-            judges = module.params["validate_in"]
-            deferred = validate_in(judges, source, tree.name, pull=not module.check_mode)
+            validators = module.params["validate_in"]
+            deferred = validate_in(validators, source, tree.name, pull=not module.check_mode)
             if module.check_mode:
                 needed = project.needed(restart, source)
                 changes += needed + [f"reload {s}" for s in reloads.pending(needed)] + deferred

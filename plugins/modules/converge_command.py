@@ -11,7 +11,7 @@ description:
     topics of Kafka, users and schema of a database.
   - The command says what it changed, as one JSON object with C(changed) (and C(changes)), or with
     O(changed_prefix) as lines.
-  - In check mode it gets O(check_argv) in addition and has to change nothing. It then judges the
+  - In check mode it gets O(check_argv) in addition and has to change nothing. It then validates the
     configuration that a run would write, not the one on the host; O(trees), O(files) and
     O(secret_files) are laid out in a private directory for it, which is removed afterwards.
   - Where the command cannot look in check mode, because its program or its server is not there yet,

@@ -10,7 +10,7 @@ description:
   - Lists the releases of a service on a host, the newest first, and switches the C(current) link to
     one of them, restarts the unit and waits until it is healthy. When it is not, everything goes
     back to the release that ran before and the task fails with the reason.
-  - The release judges the present configuration before anything is switched. One that is too old
+  - The release validates the present configuration before anything is switched. One that is too old
     for it is refused; deploy the commit that it came from instead.
   - The next run of the service's role goes forward again, with a restart.
   - A host without the service is left alone.
@@ -134,7 +134,7 @@ def choose(releases: list[dict[str, Any]], wanted: str, service: str) -> str:
     return str(older[0])
 
 
-def judge_configuration(path: str, service: str, config: str) -> None:
+def validate_configuration(path: str, service: str, config: str) -> None:
     """Have the release check the present configuration; raises TreeError when it refuses it."""
     argv = [f"{path}/bin/prime-spark-{service}", "--config", config, "--check-config"]
     done = finish(argv)
@@ -185,7 +185,7 @@ def switch(params: dict[str, Any], releases: list[dict[str, Any]], check: bool) 
         return False, f"{service} runs release {wanted} already"
     path, link = os.path.join(home, "releases", wanted), os.path.join(home, "current")
     config = os.path.join(params["config_root"], service, "config.json")
-    judge_configuration(path, service, config)
+    validate_configuration(path, service, config)
     if check:
         return True, f"{service} would go from release {current or 'none'} to {wanted}"
     unit = f"prime-spark-{service}.service"

@@ -1,4 +1,4 @@
-"""The inventory as it is judged, and what is said of it."""
+"""The inventory as it is checked, and what is said of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Role:
 
 @dataclass
 class Fleet:
-    """What is judged: ``values[host][variable]`` are the inputs of the roles that the host has.
+    """What is checked: ``values[host][variable]`` are the inputs of the roles that the host has.
 
     ``raw`` is what the inventory and ``-e`` say, templates not resolved; ``typed`` are the names
     that ``-e`` sets.

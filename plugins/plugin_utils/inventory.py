@@ -11,10 +11,10 @@ from .names import check_groups, check_names
 from .secrets import check_secrets
 from .values import check_values
 
-__all__ = ["Fleet", "Role", "judge"]
+__all__ = ["Fleet", "Role", "validate"]
 
 
-def judge(
+def validate(
     fleet: Fleet,
     *,
     needs: Mapping[str, list[str]],

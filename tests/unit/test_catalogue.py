@@ -342,7 +342,9 @@ def test_a_new_role_is_verified_scraped_rotated_and_removed(
     assert "looks at ['toy.service']" in text, said
     assert "scrapes prime_spark one 10.0.0.1:9999 toy" in text, said
     assert "ok: [one] => msg: new was tried" in text, said
-    removed = text.partition("PLAY [Leave what left the inventory]")[2].partition("PLAY [Guard]")
+    removed = text.partition("PLAY [Remove roles from hosts that left their group]")[2].partition(
+        "PLAY [Guard]"
+    )
     assert "ok: [two] => msg: toy is absent" in removed[0], said
     assert "ok: [one] => msg: toy is absent" not in removed[0], said
     assert "ok: [one] => msg: toy is absent" in removed[2], said

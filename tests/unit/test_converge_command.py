@@ -64,7 +64,7 @@ def test_a_change_that_is_not_written_yet_is_predicted(tmp_path: Path, tool: Pat
     (tmp_path / "config").write_text("one")
     module.execute(params(tmp_path, tool, "one"), "", check_mode=False)
     assert module.predict(params(tmp_path, tool, "one")) == []
-    # The host still has the old file; judged is what a run would write.
+    # The host still has the old file; checked is what a run would write.
     assert module.predict(params(tmp_path, tool, "two")) == ["now two"]
     assert (tmp_path / "state").read_text() == "one\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "release", "state"]

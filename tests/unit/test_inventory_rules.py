@@ -37,7 +37,7 @@ def refusals(
         typed=typed or set(),
         values={"hub": HUB | (hub or {}), "spoke": SPOKE | (spoke or {})},
     )
-    RULES.judge(
+    RULES.validate(
         fleet,
         needs={"kafka": ["wireguard@host"]},
         single=["kafka"],
@@ -160,7 +160,7 @@ def test_quotas_fit_into_the_memory_of_redis(
         raw={"hub": {}},
         values={"hub": {"redis_max_memory": most, "api_memory_quotas": quotas}},
     )
-    RULES.judge(fleet, needs={}, single=[], secrets=set(), remedy="make secrets")
+    RULES.validate(fleet, needs={}, single=[], secrets=set(), remedy="make secrets")
     found = [f"{where}: {sentence}" for where, sentence in fleet.refusals]
     assert len(found) == (1 if said else 0), found
     assert said in "".join(found)
@@ -174,6 +174,6 @@ def test_a_secret_that_is_short_is_named_and_not_shown() -> None:
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_many_missing_secrets_are_one_line(count: int) -> None:
     fleet = RULES.Fleet({}, {}, {}, missing={f"vault_{i}": {"x of y"} for i in range(count)})
-    RULES.judge(fleet, needs={}, single=[], secrets=set(), remedy="make secrets")
+    RULES.validate(fleet, needs={}, single=[], secrets=set(), remedy="make secrets")
     assert len(fleet.lines()) == (count if count <= 3 else 1)
     assert all("`make secrets` makes" in line for line in fleet.lines())

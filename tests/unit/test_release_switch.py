@@ -84,7 +84,7 @@ def test_an_old_release_may_refuse_the_configuration(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\necho 'error: unknown field `new`' >&2\nexit 2\n")
     program.chmod(0o755)
     with pytest.raises(module.TreeError, match=r"nothing was switched: .*unknown field `new`"):
-        module.judge_configuration(str(tmp_path), "telemetry", "/etc/config.json")
+        module.validate_configuration(str(tmp_path), "telemetry", "/etc/config.json")
 
 
 class Starts:
@@ -103,7 +103,7 @@ class Starts:
 def go_back(home: Path, monkeypatch: pytest.MonkeyPatch, *problems: str) -> tuple[Starts, Any]:
     """Switch to the release before; the starts, and what the switch returned or raised."""
     starts = Starts(home, *problems)
-    monkeypatch.setattr(module, "judge_configuration", lambda *_: None)
+    monkeypatch.setattr(module, "validate_configuration", lambda *_: None)
     monkeypatch.setattr(module, "owe_restart", lambda *_: None)
     monkeypatch.setattr(
         module, "unit_states", lambda units: {unit: {"LoadState": "loaded"} for unit in units}

@@ -413,7 +413,7 @@ def test_one_sentence_for_each_peer_that_waits() -> None:
     ]
 
 
-def judge(**changes: Any) -> str:
+def verdict(**changes: Any) -> str:
     seen = {"problem": "", "answering": ["hub"]}
     hostvars = {
         "hub": {"__wireguard_seen": seen | changes.get("hub", {})},
@@ -429,18 +429,18 @@ def judge(**changes: Any) -> str:
 
 def test_what_takes_a_change_back() -> None:
     lost = {"item": "near", "healthy": False, "msg": "no answer"}
-    assert judge() == ""
-    assert judge(far={"problem": "nobody answers"}) == "nobody answers"
+    assert verdict() == ""
+    assert verdict(far={"problem": "nobody answers"}) == "nobody answers"
     # Whatever becomes of the hub becomes of its spokes.
-    assert judge(hub={"problem": "nobody answers"}) == (
+    assert verdict(hub={"problem": "nobody answers"}) == (
         "hub takes its own change back (nobody answers)"
     )
-    assert judge(still=["far"]) == "hub could not confirm its own change"
+    assert verdict(still=["far"]) == "hub could not confirm its own change"
     # One peer that reaches it is enough, and one that cannot be asked says nothing.
-    assert judge(host="hub", views=[lost, {"item": "far", "healthy": True}]) == ""
-    assert judge(host="hub", views=[{"item": "far", "unreachable": True}]) == ""
-    assert judge(host="hub", views=[]) == ""
-    said = judge(host="hub", views=[lost, lost])
+    assert verdict(host="hub", views=[lost, {"item": "far", "healthy": True}]) == ""
+    assert verdict(host="hub", views=[{"item": "far", "unreachable": True}]) == ""
+    assert verdict(host="hub", views=[]) == ""
+    said = verdict(host="hub", views=[lost, lost])
     assert "not so from near, nor from 1 more: no answer" in said
 
 

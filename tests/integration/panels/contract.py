@@ -43,7 +43,7 @@ def labels_of(query: str) -> set[tuple[str, str]]:
 def unknown(ask: Ask, panels: Iterable[str]) -> list[str]:
     """Metrics that no target exports, and labels they do not have: in rules and in panels' PromQL.
 
-    A metric may be without series for the moment; its labels are unknown then, and so unjudged.
+    A metric may be without series for the moment; its labels are unknown then, and so unchecked.
     """
     rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
     recorded = {rule["name"] for rule in rules if rule["type"] == "recording"}

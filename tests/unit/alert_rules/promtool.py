@@ -42,7 +42,7 @@ def cases() -> dict[str, dict[str, dict[str, Any]]]:
 def test_file(
     alert: str, kinds: dict[str, dict[str, Any]], rules: Mapping[str, str]
 ) -> dict[str, Any]:
-    """promtool's form of the cases of one alert, to be judged by these rule files."""
+    """promtool's form of the cases of one alert, to be checked by these rule files."""
     firing = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
     groups = [group["name"] for text in rules.values() for group in yaml.safe_load(text)["groups"]]
     tests = []

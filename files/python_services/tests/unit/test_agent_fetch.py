@@ -199,7 +199,7 @@ def test_link_local_stays_refused_in_an_allowed_network(names: dict[str, list[li
 
 
 @pytest.mark.parametrize("address", ["::ffff:10.1.2.3", "64:ff9b::a01:203", "::10.1.2.3"])
-def test_an_address_is_judged_by_the_one_it_stands_for(address: str) -> None:
+def test_an_address_is_checked_by_the_one_it_stands_for(address: str) -> None:
     allowed = [ipaddress.ip_network("10.0.0.0/8")]
     assert refusal(ipaddress.ip_address(address), allowed) == ""
     assert refusal(ipaddress.ip_address(address), []) == "10.1.2.3 is not a public address"

@@ -60,59 +60,59 @@ def watch(clock: Clock, state: State | None = None) -> Watch:
 
 def test_alarm_at_the_timeout_and_not_before() -> None:
     clock = Clock()
-    judged = watch(clock)
+    watchdog = watch(clock)
     clock.advance(59.9)
-    assert not judged.check()
+    assert not watchdog.check()
     clock.advance(0.1)
-    assert judged.check()
-    assert judged.alarm
-    assert not judged.check(), "raised twice"
-    assert judged.state.silent_since == 1_000_000.0
+    assert watchdog.check()
+    assert watchdog.alarm
+    assert not watchdog.check(), "raised twice"
+    assert watchdog.state.silent_since == 1_000_000.0
 
 
 def test_a_heartbeat_ends_the_alarm_and_starts_the_time_anew() -> None:
     clock = Clock()
-    judged = watch(clock)
+    watchdog = watch(clock)
     clock.advance(61)
-    judged.check()
-    assert judged.heartbeat()
-    assert not judged.alarm
+    watchdog.check()
+    assert watchdog.heartbeat()
+    assert not watchdog.alarm
     clock.advance(59)
-    assert not judged.check()
-    assert not judged.heartbeat()
+    assert not watchdog.check()
+    assert not watchdog.heartbeat()
 
 
 def test_a_corrected_clock_raises_no_alarm() -> None:
     clock = Clock()
-    judged = watch(clock)
+    watchdog = watch(clock)
     clock.wall += 86_400
-    assert not judged.check()
+    assert not watchdog.check()
     clock.wall -= 2 * 86_400
     clock.running += 60
-    assert judged.check()
+    assert watchdog.check()
 
 
 def test_each_channel_is_told_once_then_again_after_the_interval() -> None:
     clock = Clock()
-    judged = watch(clock)
-    assert judged.due(["a", "b"]) == {}, "an all-clear that nobody waits for"
+    watchdog = watch(clock)
+    assert watchdog.due(["a", "b"]) == {}, "an all-clear that nobody waits for"
     clock.advance(61)
-    judged.check()
-    notices = judged.due(["a", "b"])
+    watchdog.check()
+    notices = watchdog.due(["a", "b"])
     assert notices.keys() == {"a", "b"}
     assert notices["a"].alarm
-    judged.told("a", notices["a"])
-    assert judged.due(["a", "b"]).keys() == {"b"}
+    watchdog.told("a", notices["a"])
+    assert watchdog.due(["a", "b"]).keys() == {"b"}
     clock.advance(599)
-    assert judged.due(["a"]) == {}
+    assert watchdog.due(["a"]) == {}
     clock.advance(1)
-    assert judged.due(["a"])["a"].alarm
-    judged.heartbeat()
-    back = judged.due(["a", "b"])
+    assert watchdog.due(["a"])["a"].alarm
+    watchdog.heartbeat()
+    back = watchdog.due(["a", "b"])
     assert back.keys() == {"a"}, "b never heard of the alarm"
     assert not back["a"].alarm
-    judged.told("a", back["a"])
-    assert judged.due(["a"]) == {}
+    watchdog.told("a", back["a"])
+    assert watchdog.due(["a"]) == {}
 
 
 def test_an_alarm_outlives_a_restart_and_silence_before_it_does_not_count(tmp_path: Path) -> None:

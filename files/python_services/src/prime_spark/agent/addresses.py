@@ -17,7 +17,7 @@ def refusal(address: Address, allowed: Sequence[Network]) -> str:
     """Return why `address` must not be connected to; empty when it may be.
 
     Public addresses may, those in `allowed` may, except the ones that mean the local link, nobody
-    or many. IPv6 addresses that stand for an IPv4 address are judged by that one.
+    or many. IPv6 addresses that stand for an IPv4 address are checked by that one.
     """
     address = _inner(address)
     reason = ""

@@ -1,7 +1,7 @@
 """Fetches audio from a URL that somebody else chose, without becoming their way into the network.
 
-The host has to be allowed, its name is resolved once, every address it has is judged, and the
-connection goes to the address that was judged. Each redirect is treated as a new URL.
+The host has to be allowed, its name is resolved once, every address it has is checked, and the
+connection goes to the address that was checked. Each redirect is treated as a new URL.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class AudioFetcher:
         self._networks = [ipaddress.ip_network(text) for text in config.private_networks]
         self._resolving = BoundedCalls("resolve", _MAX_RESOLVING, _RESOLVE_SECONDS)
         self._http = httpx.AsyncClient(
-            # No connection is kept: the next URL's host is judged anew.
+            # No connection is kept: the next URL's host is checked anew.
             limits=httpx.Limits(max_keepalive_connections=0),
             timeout=httpx.Timeout(config.timeout_seconds, connect=_CONNECT_SECONDS),
             verify=ssl.create_default_context(),

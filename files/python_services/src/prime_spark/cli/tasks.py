@@ -36,7 +36,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
     wait_seconds: Annotated[float, typer.Option(min=1, help="Wait that long at most.")] = 600.0,
 ) -> None:
-    """Hand in a task and print its id."""
+    """Submit a task and print its id."""
     state = state_of(context)
     client = state.client()
     body: dict[str, Any] = {

@@ -79,7 +79,7 @@ class Submit(Input):
         description="What the task type asks for", json_schema_extra={"anyOf": PAYLOAD_REFERENCES}
     )
     task_id: Annotated[str, StringConstraints(pattern=ID_PATTERN)] | None = Field(
-        default=None, description="Made up where not given"
+        default=None, description="Generated if omitted"
     )
 
 
@@ -115,7 +115,7 @@ _EXAMPLE = {
 
 @router.post(
     "/submit",
-    summary="Hand in a task",
+    summary="Submit a task",
     responses=problems(*GUARDED, 400, 409, 422, 503, 507),
     openapi_extra={
         **SECURED,
