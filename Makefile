@@ -28,7 +28,7 @@ site: $(VENV)/.ready ## Run site.yml on the lab, ARGS="--tags wireguard --limit 
 test: $(VENV)/.ready ## What CI runs, from bare hosts; ends with the seconds of each stage
 	$(STAGES) test
 
-test-full: $(VENV)/.ready ## All long forms as well (hours); goes on where it ended: ARGS="--again" begins anew
+test-full: $(VENV)/.ready ## All long forms as well (hours); goes on where it ended: ARGS="--again" starts over
 	$(STAGES) full --keep-going $(ARGS)
 
 test-changed: $(VENV)/.ready ## The stages that changes since BASE=origin/main concern: ARGS="--list" names them
@@ -126,7 +126,7 @@ $(VENV)/bench/.ready: requirements/bench.txt $(VENV)/.ready
 bench-converge: $(VENV)/bench/.ready ## site.yml on the converged lab, in turns with pyinfra: ratio, module runs
 	$(PY) -m tools.bench.converge $(ARGS)
 
-bench-prove: $(VENV)/bench/.ready ## That bench-converge compares like with like: pyinfra mends drifts of every kind
+bench-prove: $(VENV)/bench/.ready ## That bench-converge compares like with like: pyinfra repairs drifts of every kind
 	$(PY) -m tools.bench.converge --prove
 
 bench-demo: $(VENV)/.ready ## make demo with nothing cached, with images cached, with disks kept; deletes the lab first
@@ -181,5 +181,5 @@ pin-images: $(VENV)/.ready ## Write the digests of an inventory's images: make p
 wireguard-client: $(VENV)/.ready ## A phone for the VPN: make wireguard-client NAME=phone INVENTORY=inventories/production
 	@$(PY) tools/wireguard_client.py --inventory $(or $(INVENTORY),inventories/lab) --name "$(NAME)" $(if $(ADDRESS),--address $(ADDRESS)) $(if $(PUBLIC_KEY),--public-key $(PUBLIC_KEY))
 
-lock: $(VENV)/.ready ## Lock the controller's and the services' dependencies anew
+lock: $(VENV)/.ready ## Resolve and lock the controller's and the services' dependencies again
 	tools/lock

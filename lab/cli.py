@@ -331,7 +331,7 @@ def _take_over(allowed: bool, progress: Progress) -> None:
     if owner["checkout"] == str(CHECKOUT):
         if SOCKET.exists():
             return
-        progress("the supervisor has no control socket any more, starting it anew")
+        progress("the supervisor has no control socket any more, starting it again")
     elif not _may_take_over(allowed):
         raise LabError(
             f"a lab is running from {owner['checkout']} (pid {owner['pid']}). Stop it there with "

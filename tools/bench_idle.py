@@ -308,7 +308,7 @@ def main() -> int:
     after = take()
     starts.end()
     if any(after.hosts[host] < before.hosts[host] for host in HOSTS):
-        raise SystemExit("a host was started anew while its time was counted: count again")
+        raise SystemExit("a host was started again while its time was counted: count again")
     print("\n".join(table(before, after, starts.count)))
     if starts.problem:
         print(f"process starts are not complete: {starts.problem}", file=sys.stderr)

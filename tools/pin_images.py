@@ -101,7 +101,7 @@ def main() -> int:
     )
     parser.add_argument("--inventory", type=Path, required=True, help="directory of the inventory")
     parser.add_argument(
-        "--update", action="store_true", help="ask anew for images that have a digest, too"
+        "--update", action="store_true", help="ask again for images that have a digest, too"
     )
     parser.add_argument(
         "--architectures",

@@ -163,7 +163,7 @@ class Vault:
             raise SecretsError(
                 f"{self.path} exists, but its password {self.password_file} does not: put the "
                 "password back (or name its file in PRIME_SPARK_VAULT_PASSWORD_FILE), or delete "
-                "the vault file to have all secrets made anew"
+                "the vault file to have all secrets made again"
             )
         self.password_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_file(self.password_file, secrets.token_urlsafe(48) + "\n")

@@ -42,7 +42,7 @@ def refusal(said: str, host: str, user: str, address: str) -> str:
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
         return (
             f"{host} has another host key than the one that is known here: somebody else may be "
-            f"answering. If it was installed anew: `ssh-keygen -R {address}`, then `ssh {login}` "
+            f"answering. If it was installed again: `ssh-keygen -R {address}`, then `ssh {login}` "
             "and compare the fingerprint with the one on its console"
         )
     if "Host key verification failed" in said:

@@ -141,7 +141,7 @@ def checked_digest(archive: str) -> str:
     if digest != noted:
         raise AnsibleActionFail(
             f"{archive} changed since it was made: expected sha256 {noted}, got {digest}. "
-            "Remove it, the next run makes it anew"
+            "Remove it, the next run makes it again"
         )
     return digest
 
@@ -155,7 +155,7 @@ def check_wheelhouse(wheelhouse: str, lock: str) -> None:
         if digest not in locked:
             raise AnsibleActionFail(
                 f"{wheelhouse}/{name} is not what {os.path.relpath(lock)} says: its sha256 "
-                f"{digest} is not in there. Remove {wheelhouse}, the next run downloads it anew"
+                f"{digest} is not in there. Remove {wheelhouse}, the next run downloads it again"
             )
 
 

@@ -140,7 +140,7 @@ def snapshot(
 
 
 def arm(state: dict[str, Any], program: str, seconds: int) -> dict[str, Any]:
-    """Keep the state and start the timer; an armed one starts anew with the state it keeps.
+    """Keep the state and start the timer; an armed one starts again with the state it keeps.
 
     Returns the state as kept. After this the change may do whatever it does.
     """

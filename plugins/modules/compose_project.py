@@ -17,7 +17,7 @@ description:
     told to reload, since it may have read them.
   - Where a new definition runs a service as another user, the containers stop and the data in
     O(directories) goes to that user before they start again.
-  - A project whose containers all run, healthy and as wanted, is left alone.
+  - A project whose containers all run, healthy and as wanted, is not touched.
   - A new definition that does not come up healthy fails the task, and where an earlier one was
     healthy its files and containers come back. The next run tries again.
   - Two runs never work on one project at the same time; the second waits for the first.

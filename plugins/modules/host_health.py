@@ -82,7 +82,7 @@ settled:
   elements: str
   returned: always
 deferred:
-  description: What comes back by itself once another machine does, which is none of ours to mend.
+  description: What comes back by itself once another machine does, which is none of ours to repair.
   type: list
   elements: str
   returned: always

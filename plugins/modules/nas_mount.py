@@ -54,7 +54,7 @@ options:
     type: int
     default: 20
   fingerprint:
-    description: Hash of everything that the units see; where it differs, the share is mounted anew.
+    description: Hash of everything that the units see; where it differs, the share is remounted.
     type: str
     default: ""
   diagnose:

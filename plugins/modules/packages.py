@@ -28,7 +28,7 @@ options:
     elements: str
     default: []
   lists_max_age:
-    description: Age in seconds from which package lists are fetched anew.
+    description: Age in seconds from which package lists are fetched again.
     type: int
     default: 86400
 """

@@ -13,7 +13,7 @@ description:
   - The release validates the present configuration before anything is switched. One that is too old
     for it is refused; deploy the commit that it came from instead.
   - The next run of the service's role goes forward again, with a restart.
-  - A host without the service is left alone.
+  - A host without the service is not touched.
 options:
   service:
     description: Name of the service, as the directory below C(root)/services.

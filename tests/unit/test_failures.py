@@ -79,9 +79,9 @@ def test_a_run_that_went_well_says_nothing_more(tmp_path: Path) -> None:
   ignore_errors: true
 - block:
     - name: Rescued
-      ansible.builtin.fail: {msg: it can be mended}
+      ansible.builtin.fail: {msg: it can be repaired}
   rescue:
-    - ansible.builtin.debug: {msg: mended}
+    - ansible.builtin.debug: {msg: repaired}
 """,
     )
 
@@ -94,7 +94,7 @@ def test_a_rescued_failure_does_not_stand_for_the_one_that_ended_the_host(tmp_pa
         """
 - block:
     - name: Rescued
-      ansible.builtin.fail: {msg: it can be mended}
+      ansible.builtin.fail: {msg: it can be repaired}
   rescue:
     - name: What ended it
       ansible.builtin.fail: {msg: the real reason}
@@ -103,7 +103,7 @@ def test_a_rescued_failure_does_not_stand_for_the_one_that_ended_the_host(tmp_pa
 
     assert "the real reason" in said
     assert "FAILED   one, three, two: What ended it" in said
-    assert "it can be mended" not in said
+    assert "it can be repaired" not in said
 
 
 def test_what_a_program_wrote_and_what_items_said_is_shown(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ KEPT_OUT = {
     "changed": (
         CHANGED,
         "changed has another host key than the one that is known here: somebody else may be "
-        "answering. If it was installed anew: `ssh-keygen -R changed.invalid`",
+        "answering. If it was installed again: `ssh-keygen -R changed.invalid`",
     ),
     "unknown": (
         UNKNOWN,

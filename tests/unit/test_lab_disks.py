@@ -163,7 +163,7 @@ def test_a_crash_while_saving_leaves_the_old_snapshot_or_the_new_one(state: Path
     line = 1
     while crash_at(line, lambda: disks.save("a", "second", [HOST])):
         start()
-        assert read(state) == now, "the disks themselves are left alone"
+        assert read(state) == now, "the disks themselves are not touched"
         key = disks.check("a", None, state / "bases")["key"]
         assert (disks.SNAPSHOTS / "a" / HOST / "upper/f").read_text() == key
         assert (disks.SNAPSHOTS / "a/identity/secrets/vault.yml").read_text() == key

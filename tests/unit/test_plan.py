@@ -40,7 +40,7 @@ def known(host: str = "one", role: str = "kafka", **more: Any) -> Known:
     return Known(host=host, role=role, **fields)
 
 
-def test_what_is_in_sync_is_left_out_and_not_sealed_anew() -> None:
+def test_what_is_in_sync_is_left_out_and_not_sealed_again() -> None:
     plan = Plan([known()], ALL, [])
     assert plan.due == {"kafka": []}
     assert plan.played == {}

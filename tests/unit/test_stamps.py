@@ -156,7 +156,7 @@ def test_whatever_its_templates_refer_to_is_in_its_stamp(
 def test_an_owners_own_variable_is_in_the_stamp_through_an_input(
     name: str, inventory: dict[str, Any]
 ) -> None:
-    """Names that begin as Ansible's own are the owner's all the same."""
+    """Names that begin as Ansible's own are the owner's anyway."""
     changed = copy.deepcopy(inventory)
     host = changed["groups"]["redis"][0]
     changed["raw"][host]["redis_max_memory"] = "{{ between }}"

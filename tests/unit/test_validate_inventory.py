@@ -615,6 +615,6 @@ def test_a_vault_without_its_password_is_named_with_a_remedy(tmp_path: Path) -> 
     assert "Decryption failed" in done.stderr
 
 
-def test_judging_an_inventory_alone_contacts_nobody(tmp_path: Path) -> None:
+def test_validating_an_inventory_alone_contacts_nobody(tmp_path: Path) -> None:
     run = play(tmp_path, inventory(), "--tags", "validate")
     assert run.status == 0 and run.contacted == "", run.output[-3000:]

@@ -2,7 +2,7 @@
 
 Both run in turns and leave out `verify`; the medians of all rounds are compared. The state is read
 from the hosts (tools/bench/state.py) and given to pyinfra (tools/bench/peer). With --prove one
-drift of every kind that is counted is planted instead, and pyinfra has to find and mend each.
+drift of every kind that is counted is planted instead, and pyinfra has to find and repair each.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def compare(fleet: Fleet, rounds: int) -> None:
 
 
 def prove(fleet: Fleet) -> None:
-    """Plant a drift of every kind, let pyinfra mend them all, compare the fleet with before."""
+    """Plant a drift of every kind, let pyinfra repair them all, compare the fleet with before."""
     before = fleet.read_all()
     say(shown(before))
     with tempfile.TemporaryDirectory() as name:
@@ -167,12 +167,12 @@ def prove(fleet: Fleet) -> None:
         run = peer.deploy(folder)
         left = differences(before, fleet.read_all())
         for drift in planted:
-            say(f"{'not mended' if drift.shows in left else 'mended'}: {drift.name}: {drift.shows}")
+            say(f"{'not fixed' if drift.shows in left else 'fixed'}: {drift.name}: {drift.shows}")
         again = peer.deploy(folder)
     say(f"pyinfra took {run.seconds:.1f} s; its next run changed {len(again.changed)}")
-    mended = sum(drift.shows not in left for drift in planted)
+    fixed = sum(drift.shows not in left for drift in planted)
     say(
-        f"planted={len(planted)} mended={mended} left={len(left)} next_changed={len(again.changed)}"
+        f"planted={len(planted)} fixed={fixed} left={len(left)} next_changed={len(again.changed)}"
     )
     if left or again.changed:
         raise BenchError(f"left {left}, changed again {again.changed}")
@@ -181,7 +181,7 @@ def prove(fleet: Fleet) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prove", action="store_true", help="plant drifts for pyinfra to mend")
+    parser.add_argument("--prove", action="store_true", help="plant drifts for pyinfra to repair")
     options = parser.parse_args()
     fleet = Fleet(LAB / "ssh/config")
     try:

@@ -18,7 +18,7 @@ class Drift:
 
 
 # For each: the kind, how to choose among its names, the command; {} is the chosen name.
-# A name is used once. Data, Docker's daemon and the connection itself are left alone.
+# A name is used once. Data, Docker's daemon and the connection itself are not touched.
 _COMMANDS: tuple[tuple[str, str, Callable[[str], bool], str], ...] = (
     ("content", "files", lambda n: n.endswith("/config.json"), "echo '#' >> {}"),
     ("content of a unit", "files", lambda n: n.endswith(".timer"), "echo '# by hand' >> {}"),

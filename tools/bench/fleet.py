@@ -3,7 +3,7 @@
 The hub and HOSTS hosts get common, wireguard, telemetry and node_exporter: a first run, runs
 without a change in turns with pyinfra, one with one changed variable, and one without a change on a
 part of the hosts. All figures are seconds per host. The lab is deleted afterwards, unless --keep is
-given; the other lab is left alone.
+given; the other lab is not touched.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def measure(light: list[str], rounds: int) -> str:
             theirs.append(done.seconds / count)
         little = run("a part", "--limit", ",".join(few), unchanged=True, hosts=len(few))
         one = run("one variable changed", "--extra-vars", '{"telemetry_interval_seconds": 7}')
-        # What it mends is that one change, the other way.
+        # What it repairs is that one change, the other way.
         back = peer.deploy(folder / "peer")
         say(f"pyinfra: {back.seconds:.1f} s, changed={len(back.changed)}")
     return (

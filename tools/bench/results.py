@@ -89,7 +89,7 @@ def load() -> dict[str, Result]:
 
 
 def save(results: dict[str, Result]) -> None:
-    """Write the file anew."""
+    """Write the file again."""
     entries = {name: dataclasses.asdict(result) for name, result in sorted(results.items())}
     FILE.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
 

@@ -60,7 +60,7 @@ def test_leaves_nothing_behind() -> None:
 
 
 def test_dies_with_a_killed_process(tmp_path: Path) -> None:
-    """No clean-up code runs after SIGKILL; the server has to go all the same."""
+    """No clean-up code runs after SIGKILL; the server has to go anyway."""
     code = (
         "import sys, time\n"
         "from tests.integration.servers import redis_server\n"

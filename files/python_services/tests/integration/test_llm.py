@@ -261,7 +261,7 @@ def test_the_circuit_opens_and_closes(edge: LlamaServer, cloud: LlamaServer) -> 
                 assert (await router.generate(HELLO)).source == "cloud"
             assert (await router.health())[0].circuit == "open"
             assert router.counted("circuit_open", backend="edge") == 1
-            # Left alone: the next answer does not wait for the edge at all.
+            # Circuit open: the next answer does not wait for the edge at all.
             assert (await router.generate(HELLO)).source == "cloud"
             assert router.counted("attempts_total", backend="edge", outcome="failed") == 2
             assert router.events[-1].metadata["route"] == "edge skipped, cloud"

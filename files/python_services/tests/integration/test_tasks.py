@@ -150,7 +150,7 @@ def test_what_is_acknowledged_is_on_disk(world: World) -> None:
                 world.submit(task_id="third")
         finally:
             administrator.config_set("appendonly", "yes")
-        # Until the file is written anew nothing counts as being on the disk.
+        # Until the file is written again nothing counts as being on the disk.
         eventually(lambda: not administrator.info("persistence")["aof_rewrite_in_progress"])
     assert world.submit(task_id=task_id) == task_id
 

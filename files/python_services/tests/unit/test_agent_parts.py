@@ -201,7 +201,7 @@ def test_every_token_is_compared_in_constant_time(
 ) -> None:
     compared = []
     monkeypatch.setattr("hmac.compare_digest", lambda a, b: compared.append((a, b)) or a == b)
-    callers.identify("Bearer secret-one")  # the first: the second is compared all the same
+    callers.identify("Bearer secret-one")  # the first: the second is compared anyway
     callers.identify("Bearer x")
     assert len(compared) == 4
     assert {len(value) for pair in compared for value in pair} == {32}

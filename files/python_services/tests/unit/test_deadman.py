@@ -70,7 +70,7 @@ def test_alarm_at_the_timeout_and_not_before() -> None:
     assert watchdog.state.silent_since == 1_000_000.0
 
 
-def test_a_heartbeat_ends_the_alarm_and_starts_the_time_anew() -> None:
+def test_a_heartbeat_ends_the_alarm_and_restarts_the_time() -> None:
     clock = Clock()
     watchdog = watch(clock)
     clock.advance(61)

@@ -170,7 +170,7 @@ def test_what_was_given_up_changes_nothing_newer(
     ledger.close()
 
 
-def test_a_start_counts_anew_what_a_crash_left_miscounted(share: Path, tmp_path: Path) -> None:
+def test_a_start_counts_again_what_a_crash_left_miscounted(share: Path, tmp_path: Path) -> None:
     """A crash between the count and the file: a longer one was counted, and one that is gone."""
     path = tmp_path / "memory.sqlite"
 

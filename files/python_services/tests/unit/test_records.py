@@ -67,7 +67,7 @@ def test_what_is_too_large_is_one_message_as_it_came(
 
 OTHERWISE = (
     f"aiokafka {aiokafka.__version__} reads batches otherwise than prime_spark.kafka.records "
-    "takes for granted: compare both, then mend it and this test"
+    "takes for granted: compare both, then repair it and this test"
 )
 
 

@@ -15,7 +15,7 @@ class LockoutConfig(Config, frozen=True):
 
     First for `first_seconds`, then twice as long after each further one, up to `max_seconds`.
     Forgotten after `forget_seconds`. From the `failures_anywhere`th on, whatever addresses they
-    came from, the account is locked likewise for all addresses but those it was logged in from
+    came from, the account is locked too for all addresses but those it was logged in from
     within `known_seconds`: guesses from many addresses are bounded, and do not shut its owner out.
     """
 

@@ -57,7 +57,7 @@ class Users:
             if chosen_by and parameters != self.parameters:
                 raise ConfigError(
                     f"users: the hashes of {chosen_by} and {name} were made with different "
-                    "parameters, which their timing would tell: make one of them anew"
+                    "parameters, which their timing would tell: make one of them again"
                 )
             self.parameters, chosen_by = parameters, name
         self._users = {

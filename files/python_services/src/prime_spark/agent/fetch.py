@@ -53,7 +53,7 @@ class AudioFetcher:
         self._networks = [ipaddress.ip_network(text) for text in config.private_networks]
         self._resolving = BoundedCalls("resolve", _MAX_RESOLVING, _RESOLVE_SECONDS)
         self._http = httpx.AsyncClient(
-            # No connection is kept: the next URL's host is checked anew.
+            # No connection is kept: the next URL's host is checked again.
             limits=httpx.Limits(max_keepalive_connections=0),
             timeout=httpx.Timeout(config.timeout_seconds, connect=_CONNECT_SECONDS),
             verify=ssl.create_default_context(),

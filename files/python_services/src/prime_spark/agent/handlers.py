@@ -125,7 +125,7 @@ class Handlers:
             removed = await self._calls.run(lambda: self._storage.prune(SPOKEN, limit, SPOKEN_FILE))
             if removed:
                 _log.info("oldest spoken files removed", files=removed, limit_bytes=limit)
-        except (NASError, TimeoutError) as error:  # the task is done all the same
+        except (NASError, TimeoutError) as error:  # the task is done anyway
             _log.warning("spoken files not pruned", error=str(error))
 
     async def _audio(self, payload: VoiceRecognition) -> bytes:

@@ -21,7 +21,7 @@ from prime_spark.runtime.asgi import metrics_router
 _DESCRIPTION = """The HTTP API of the Prime Spark fleet.
 
 Log in with `/api/auth/login` and send the access token as `Authorization: Bearer …`. A *viewer*
-may read, an *operator* may also generate, keep and delete values and hand in tasks, an *admin* also
+may read, an *operator* may also generate, keep and delete values and submit tasks, an *admin* also
 sees everybody's tasks. Every error is a `Problem`; `X-Request-ID` names a request in the log and in
 the table of events.
 """

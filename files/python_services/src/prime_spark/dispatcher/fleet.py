@@ -49,7 +49,7 @@ class Fleet:
         self._watching_since = None
 
     def verdict(self, attempt: Attempt) -> Verdict:
-        """Judge the agent of an attempt."""
+        """Return what is known about the agent of an attempt."""
         if attempt.agent not in self.urls:
             return Verdict.DEAD
         if self._watching_since is None:

@@ -1,7 +1,7 @@
 """A Kafka producer that can always be given up.
 
 aiokafka's producer fails to start while Kafka is down, and its `stop` may then wait for ever. So
-every call has a deadline, and after an error the producer is thrown away and built anew.
+every call has a deadline, and after an error the producer is thrown away and built again.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Backend:
             return False  # the request itself will tell
 
     async def health(self) -> BackendHealth:
-        """Return the state; asks the server when that was not done lately."""
+        """Return the state; asks the server when that was not done recently."""
         circuit = self._breaker.state
         try:
             detail = f"models: {', '.join(await self.models()) or 'none'}"

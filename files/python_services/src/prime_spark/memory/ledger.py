@@ -38,7 +38,7 @@ _UNREADABLE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 class Ledger:
     """One SQLite file; the calls block, may come from any thread, and outlive a power cut.
 
-    A file that cannot be read is set aside and begun anew: of the files on the NAS only the sum
+    A file that cannot be read is set aside and begun again: of the files on the NAS only the sum
     is known then, until they are written again.
     """
 

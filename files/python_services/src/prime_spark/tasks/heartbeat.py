@@ -67,10 +67,10 @@ class Heartbeat:
         return self._detail
 
     async def run(self, service: Service, until: asyncio.Event | None = None) -> None:
-        """Send heartbeats until `until`, then say good-bye.
+        """Send heartbeats until `until`, then delete the key.
 
         By default that is when the service is told to stop. An agent that finishes its tasks first
-        says good-bye after that: one that is gone loses its tasks to the others.
+        deletes it after that: one that is gone loses its tasks to the others.
         """
         until = until or service.stop
         while not until.is_set():

@@ -193,7 +193,7 @@ class Sessions:
             raise SessionsUnavailableError(describe_redis_error(error)) from error
 
     async def ended(self) -> set[str]:
-        """Return the sessions that have ended so lately that access tokens of them may exist."""
+        """Return the sessions that have ended so recently that access tokens of them may exist."""
         now = time.time()
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:

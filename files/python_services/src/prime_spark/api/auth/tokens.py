@@ -45,7 +45,7 @@ class AccessTokens:
                 )
         self._signing = _key_id(keys[0])
         self._key = keys[0]
-        # Keys as the library wants them: it would examine the text anew with each token.
+        # Keys as the library wants them: it would examine the text again with each token.
         self._keys = {_key_id(key): _prepared(key) for key in keys}
         # Our own tokens' first part, which says which key it is, is the same for all of a key's.
         self._heads = {_head(key): self._keys[_key_id(key)] for key in keys}
@@ -85,7 +85,7 @@ class AccessTokens:
         return claims
 
     def verify(self, token: str) -> Claims:
-        """As `read`, examining the token anew."""
+        """As `read`, examining the token again."""
         try:
             key = self._heads.get(token.partition(".")[0])
             if key is None:
