@@ -18,7 +18,7 @@ import yaml
 from tests.archive import build, install, play
 
 ROOT = Path(__file__).resolve().parents[2]
-OPERATIONS = ROOT / "docs" / "operations.md"
+COLLECTION = ROOT / "docs" / "operations" / "collection.md"
 # What every file of the archive lies below, or is.
 PARTS = {
     "FILES.json", "LICENSE", "MANIFEST.json", "files", "meta", "playbooks", "plugins", "roles",
@@ -54,7 +54,7 @@ def test_an_archive_of_what_is_committed_has_nothing_else_of_the_checkout(
     tmp_path: Path,
 ) -> None:
     """galaxy.yml can only name what is left out, so the documents build of what is committed."""
-    (command,) = re.findall(r"^    (.*git archive .*)$", OPERATIONS.read_text(), re.MULTILINE)
+    (command,) = re.findall(r"^    (.*git archive .*)$", COLLECTION.read_text(), re.MULTILINE)
     checkout = tmp_path / "checkout"
     subprocess.run(["git", "clone", "--quiet", ROOT, checkout], check=True)
     secrets = {"vault-password", "roles/redis/files/password"}

@@ -100,7 +100,7 @@ PERFORMANCE = "docs/performance.md"
 TABLES = (
     Table(
         "times",
-        "README.md",
+        PERFORMANCE,
         ("command", "what it does", "2 cores"),
         (
             (
