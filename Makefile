@@ -175,6 +175,9 @@ screenshots: $(VENV)/.ready lab-tools ## Take the pictures of the hook's page in
 dashboards: $(VENV)/.ready ## Write Grafana's dashboards from tools/dashboards
 	$(PY) -m tools.dashboards
 
+role-pages: $(VENV)/.ready ## Write docs/roles from specifications, catalogue and tasks
+	$(PY) -m tools.role_pages
+
 pin-images: $(VENV)/.ready ## Write the digests of an inventory's images: make pin-images INVENTORY=inventories/production
 	$(PY) tools/pin_images.py --inventory $(or $(INVENTORY),inventories/production) $(ARGS)
 

@@ -42,7 +42,7 @@ def anchors(text: str) -> set[str]:
 
 @cache
 def known_names() -> frozenset[str]:
-    """Variables of roles, and tables of the database."""
+    """Variables of roles, their tags, and tables of the database."""
     migrations = ROOT / "files/python_services/src/prime_spark/timeseries/migrations"
     schema = "".join(path.read_text() for path in migrations.glob("*.sql"))
     known = set(re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(?:public\.)?(\w+)", schema))
@@ -50,6 +50,9 @@ def known_names() -> frozenset[str]:
         specs = yaml.safe_load((ROOT / "roles" / role / "meta/argument_specs.yml").read_text())
         for spec in specs["argument_specs"].values():
             known |= set(spec.get("options", {}))
+        for tasks in (ROOT / "roles" / role / "tasks").glob("*.yml"):
+            for tags in re.findall(r"tags: \[(.*?)\]", tasks.read_text()):
+                known |= set(tags.split(", "))
     return frozenset(known)
 
 

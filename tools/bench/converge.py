@@ -171,9 +171,7 @@ def prove(fleet: Fleet) -> None:
         again = peer.deploy(folder)
     say(f"pyinfra took {run.seconds:.1f} s; its next run changed {len(again.changed)}")
     fixed = sum(drift.shows not in left for drift in planted)
-    say(
-        f"planted={len(planted)} fixed={fixed} left={len(left)} next_changed={len(again.changed)}"
-    )
+    say(f"planted={len(planted)} fixed={fixed} left={len(left)} next_changed={len(again.changed)}")
     if left or again.changed:
         raise BenchError(f"left {left}, changed again {again.changed}")
 
