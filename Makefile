@@ -184,5 +184,8 @@ pin-images: $(VENV)/.ready ## Write the digests of an inventory's images: make p
 wireguard-client: $(VENV)/.ready ## A phone for the VPN: make wireguard-client NAME=phone INVENTORY=inventories/production
 	@$(PY) tools/wireguard_client.py --inventory $(or $(INVENTORY),inventories/lab) --name "$(NAME)" $(if $(ADDRESS),--address $(ADDRESS)) $(if $(PUBLIC_KEY),--public-key $(PUBLIC_KEY))
 
+release: $(VENV)/.ready ## Tag the version of galaxy.yml; refused while something is missing: ARGS="--check"
+	$(PY) tools/release.py $(ARGS)
+
 lock: $(VENV)/.ready ## Resolve and lock the controller's and the services' dependencies again
 	tools/lock
