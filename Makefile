@@ -175,6 +175,14 @@ screenshots: $(VENV)/.ready lab-tools ## Take the pictures of the hook's page in
 dashboards: $(VENV)/.ready ## Write Grafana's dashboards from tools/dashboards
 	$(PY) -m tools.dashboards
 
+$(VENV)/docs/.ready: requirements/docs.txt $(VENV)/.ready
+	@rm -rf $(VENV)/docs && $(PY) -m venv $(VENV)/docs
+	@$(VENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+docs: $(VENV)/docs/.ready ## Build the documents as a site with search, into .site/index.html; a warning fails
+	@$(VENV)/docs/bin/properdocs build --strict
+
 role-pages: $(VENV)/.ready ## Write docs/roles from specifications, catalogue and tasks
 	$(PY) -m tools.role_pages
 
