@@ -62,7 +62,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Make topics, users and rights match
+- name: Apply topics, users and rights
   converge_command:
     argv: [kafka-admin, --config, "{stage}/etc/kafka-admin/config.json", apply]
     check_argv: [--check]

@@ -28,7 +28,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Make the key of this host
+- name: Generate the key of this host
   wireguard_key:
   register: own
 

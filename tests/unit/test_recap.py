@@ -10,7 +10,7 @@ PLAY RECAP *******************************
 nas-1                      : ok=4    changed=0    failed=0
 spark-agent-1              : ok=18   changed=2    failed=1
 
-FAILED   spark-agent-1: nas : Mount on demand and look whether the share is there
+FAILED   spark-agent-1: nas : Mount on demand and check the share
          the server does not accept the key of this host
 """
 

@@ -10,7 +10,7 @@ from tests.system.fleet.fleet import connect, members, query, shell
 from tests.system.predictions.record import play
 
 (DATABASE,) = members("timescale")
-TASK = "timescale : Make users and database match"
+TASK = "timescale : Apply users and database"
 SCHEMA = ["--tags", "timescale_schema"]
 # The release before that of the lab's image, whose library is not in the image.
 BEFORE = "2.19.2"

@@ -113,7 +113,7 @@ SETTINGS = {
     ),
     "mount": Setting(
         "nas", EDGE, "nas_idle_seconds", 601,
-        "nas : Mount on demand and look whether the share is there",
+        "nas : Mount on demand and check the share",
     ),
     "kernel": Setting(
         "common", SPOKE, "common_sysctl",
@@ -126,10 +126,10 @@ SETTINGS = {
     "memory": Setting("redis", KAFKA, "redis_max_memory", "127mb", "redis : Run Redis"),
     "topic": Setting(
         "kafka", KAFKA, "kafka_topics", topics(**{"retention.ms": "604700000"}),
-        "kafka : Make topics, users and rights match",
+        "kafka : Apply topics, users and rights",
     ),
     "right": Setting(
-        "kafka", KAFKA, "kafka_acls", rights(), "kafka : Make topics, users and rights match"
+        "kafka", KAFKA, "kafka_acls", rights(), "kafka : Apply topics, users and rights"
     ),
     # The daemon restarts, and the containers on it with it: none of them is to be recreated.
     "daemon": Setting(
