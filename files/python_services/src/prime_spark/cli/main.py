@@ -79,7 +79,7 @@ def _ask_password() -> str:
 @app.command()
 def login(
     context: typer.Context,
-    username: Annotated[str | None, typer.Argument(help="Asked for when not given.")] = None,
+    username: Annotated[str | None, typer.Argument(help="Prompted for if omitted.")] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the password from stdin.")
     ] = False,
@@ -116,7 +116,7 @@ def logout(context: typer.Context) -> None:
 
 @app.command()
 def whoami(context: typer.Context) -> None:
-    """Say who you are and what you may do."""
+    """Show your user and your role."""
     state = state_of(context)
     client = state.client()
     me = client.ask("GET", "/api/auth/me").json()
@@ -125,7 +125,7 @@ def whoami(context: typer.Context) -> None:
 
 @app.command()
 def health(context: typer.Context) -> None:
-    """Say how the API and everything it depends on are doing; exits with 1 when not all is well."""
+    """Show the health of the API and its subsystems; exits with 1 when one fails."""
     state = state_of(context)
     found = state.client().ask("GET", "/api/health/detailed").json()
     rows = [(name, s["status"], s["detail"]) for name, s in found["subsystems"].items()]
@@ -159,7 +159,7 @@ def vpn(context: typer.Context) -> None:
 
 @app.command()
 def models(context: typer.Context) -> None:
-    """List the language models that can be asked."""
+    """List the available language models."""
     state = state_of(context)
     found = state.client().ask("GET", "/api/llm/models").json()
     rows = [(model["id"], ", ".join(model["backends"])) for model in found]
@@ -169,16 +169,16 @@ def models(context: typer.Context) -> None:
 @app.command()
 def generate(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
+    prompt: Annotated[str, typer.Argument(help="Prompt; - reads it from stdin.")],
     *,
     model: Annotated[str | None, typer.Option(help="One of `prime-spark models`.")] = None,
-    system: Annotated[str | None, typer.Option(help="What the model is to be like.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt for the model.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 256,
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    cache: Annotated[bool, typer.Option(help="Take the answer to the same request.")] = True,
+    cache: Annotated[bool, typer.Option(help="Use a cached answer to the same request.")] = True,
 ) -> None:
-    """Generate text; it appears as it is made."""
+    """Generate text and print it as it arrives."""
     state = state_of(context)
     given = {"model": model, "system": system, "temperature": temperature, "seed": seed}
     body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -15,7 +15,7 @@ from prime_spark.cli.errors import CliError
 from prime_spark.cli.state import state_of
 
 app = typer.Typer(
-    help="Values by key: 1 Redis, 2 NAS, 3 PostgreSQL in the cloud.", no_args_is_help=True
+    help="Store values by key: 1 Redis, 2 NAS, 3 PostgreSQL in the cloud.", no_args_is_help=True
 )
 
 Key = Annotated[str, typer.Argument(help="Letters, digits and _ . : -")]
@@ -25,15 +25,17 @@ Key = Annotated[str, typer.Argument(help="Letters, digits and _ . : -")]
 def set_value(
     context: typer.Context,
     key: Key,
-    value: Annotated[str | None, typer.Argument(help="JSON; what is none is kept as text.")] = None,
+    value: Annotated[
+        str | None, typer.Argument(help="JSON; anything else is stored as text.")
+    ] = None,
     *,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Keep this file's bytes; - is stdin.")
+        Path | None, typer.Option("--file", "-f", help="Store this file's bytes; - is stdin.")
     ] = None,
     tier: Annotated[int, typer.Option(min=1, max=3)] = 1,
     ttl: Annotated[int | None, typer.Option(min=1, help="Seconds, for tier 1.")] = None,
 ) -> None:
-    """Keep a value under a key."""
+    """Store a value under a key."""
     if (value is None) == (file is None):
         raise CliError("usage", "Give a value or --file, one of them.", status=2)
     body: dict[str, Any] = {"key": key, "tier": tier}

@@ -16,7 +16,7 @@ from prime_spark.cli.output import Output
 from prime_spark.cli.state import state_of
 from prime_spark.tasks.protocol import TASK_TYPES
 
-app = typer.Typer(help="Work for the agents.", no_args_is_help=True)
+app = typer.Typer(help="Submit tasks to agents and read the results.", no_args_is_help=True)
 
 TaskId = Annotated[str, typer.Argument(help="What `tasks submit` printed.")]
 _ENDED = {"COMPLETED", "FAILED"}
@@ -32,7 +32,7 @@ def submit(
     ],
     *,
     priority: Annotated[str, typer.Option(help="HIGH, NORMAL or LOW")] = "NORMAL",
-    task_id: Annotated[str | None, typer.Option(help="The same id again is the same task.")] = None,
+    task_id: Annotated[str | None, typer.Option(help="A repeated id names the same task.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
     wait_seconds: Annotated[float, typer.Option(min=1, help="Wait that long at most.")] = 600.0,
 ) -> None:
@@ -60,7 +60,7 @@ def status(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
     wait_seconds: Annotated[float, typer.Option(min=1, help="Wait that long at most.")] = 600.0,
 ) -> None:
-    """Say what has become of a task; exits with 1 when it has failed."""
+    """Show the status of a task; exits with 1 when it has failed."""
     state = state_of(context)
     client = state.client()
     _show(state.output, _wait(client, task_id, wait_seconds) if wait else _status(client, task_id))
@@ -71,10 +71,11 @@ def artifact(
     context: typer.Context,
     task_id: TaskId,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Else the name that the server gives.")
+        Path | None,
+        typer.Option("--output", "-o", help="By default the name that the server gives."),
     ] = None,
 ) -> None:
-    """Fetch the file that a task has made, a WAV say."""
+    """Download the file that a task has made, such as a WAV file."""
     state = state_of(context)
     answer = state.client().ask("GET", f"/api/tasks/{quote(task_id, safe='')}/artifact")
     target = output or Path(_name(answer.headers.get("Content-Disposition", "")) or task_id)

@@ -155,7 +155,9 @@ async def logout(request: Request, caller: Reader) -> LoggedOut:
     return LoggedOut()
 
 
-@router.get("/me", summary="Who am I", responses=problems(*GUARDED), openapi_extra=SECURED)
+@router.get(
+    "/me", summary="Show the user of the token", responses=problems(*GUARDED), openapi_extra=SECURED
+)
 async def me(caller: Reader) -> Me:
     """Return the user whose access token this is."""
     return Me(username=caller.name, role=caller.role)

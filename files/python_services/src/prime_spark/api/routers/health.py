@@ -23,7 +23,7 @@ class Component(Output):
     ok: bool
     detail: str
     essential: bool
-    seconds: float = Field(description="For how long it has been so")
+    seconds: float = Field(description="Seconds in this state")
 
 
 class HealthReport(Output):
@@ -45,7 +45,9 @@ class DetailedHealth(Output):
     subsystems: Subsystems
 
 
-@router.get("/health", summary="Is the API up", response_model=HealthReport, responses=problems())
+@router.get(
+    "/health", summary="Health of the API", response_model=HealthReport, responses=problems()
+)
 async def health(request: Request) -> Response:
     """Return the service's state. Asks nobody, needs no token, is not limited."""
     status, body = services_of(request).health.response()
@@ -54,7 +56,7 @@ async def health(request: Request) -> Response:
 
 @router.get(
     "/api/health/detailed",
-    summary="How is everything",
+    summary="Health of every subsystem",
     dependencies=[may_read],
     responses=problems(*GUARDED),
     openapi_extra=SECURED,

@@ -42,7 +42,7 @@ class Generate(Input):
     system: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] | None = None
     model: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
         default=None,
-        description="One of `/api/llm/models`; each backend's own default if not given",
+        description="One of `/api/llm/models`; each backend's own default if omitted",
     )
     max_tokens: Annotated[int, Field(ge=1, le=131_072), AS_WHOLE] = 256
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -51,9 +51,7 @@ class Generate(Input):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1), AS_WHOLE] | None = None
     stop: Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
-    use_cache: bool = Field(
-        default=True, description="Take and keep the answer to the same request"
-    )
+    use_cache: bool = Field(default=True, description="Read and fill the cache of answers")
     stream: bool = Field(default=False, description="Answer with server-sent events")
 
 

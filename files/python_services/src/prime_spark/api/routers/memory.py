@@ -98,7 +98,7 @@ _EXAMPLE = {"key": "greeting", "value": {"text": "good morning"}, "tier": 1, "tt
 
 @router.post(
     "/set",
-    summary="Keep a value",
+    summary="Store a value",
     responses=problems(*GUARDED, 400, 422, 503, 507),
     openapi_extra={
         **SECURED,
@@ -106,7 +106,7 @@ _EXAMPLE = {"key": "greeting", "value": {"text": "good morning"}, "tier": 1, "tt
     },
 )
 async def set_value(request: Request, body: Set, caller: Writer) -> Stored:
-    """Keep a value under a key, replacing what is there.
+    """Store a value under a key; replaces what is there.
 
     Tier 1 forgets it after `ttl` seconds; tiers 2 and 3 keep it until it is deleted. In each tier
     there is a limit for what a user's values take, and one for all: 507 says which is reached.

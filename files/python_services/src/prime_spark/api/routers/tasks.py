@@ -76,7 +76,7 @@ class Submit(Input):
     task_type: TaskType
     priority: Priority = "NORMAL"
     payload: dict[str, Any] = Field(
-        description="What the task type asks for", json_schema_extra={"anyOf": PAYLOAD_REFERENCES}
+        description="Input of the task type", json_schema_extra={"anyOf": PAYLOAD_REFERENCES}
     )
     task_id: Annotated[str, StringConstraints(pattern=ID_PATTERN)] | None = Field(
         default=None, description="Generated if omitted"
@@ -148,7 +148,7 @@ async def submit(request: Request, body: Submit, caller: Writer) -> Submitted:
 
 @router.get(
     "/{task_id}",
-    summary="See what becomes of a task",
+    summary="Get the status of a task",
     responses=problems(*GUARDED, 404, 422, 503, e404="there is no task 018f3a2b4c5d7e6f"),
     openapi_extra=SECURED,
 )
@@ -173,7 +173,7 @@ async def status(request: Request, task_id: TaskIdPath, caller: Reader) -> Task:
 
 @router.get(
     "/{task_id}/artifact",
-    summary="Fetch the file that a task made",
+    summary="Download the file that a task made",
     response_class=Response,
     responses={
         200: {
