@@ -120,7 +120,7 @@ SLO = Dashboard(
             ],
         ),
         Row(
-            "The way of alerts",
+            "Alerting",
             [
                 Panel(
                     "Heartbeat heard",
