@@ -13,13 +13,13 @@ unexport PYTHONDONTWRITEBYTECODE
 # Every target is an action, none is a file.
 .PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
-help: ## This list
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(VENV)/.ready: requirements/uv.txt requirements/dev.txt files/python_services/pyproject.toml tools/bootstrap
 	@tools/bootstrap
 
-demo: lab-up ## The whole fleet as real hosts on this machine, provisioned by site.yml
+demo: lab-up ## Boot the whole fleet on this machine and provision it with site.yml
 	ansible-playbook site.yml
 
 site: $(VENV)/.ready ## Run site.yml on the lab, ARGS="--tags wireguard --limit primecore1"
@@ -28,13 +28,13 @@ site: $(VENV)/.ready ## Run site.yml on the lab, ARGS="--tags wireguard --limit 
 test: $(VENV)/.ready ## What CI runs, from bare hosts; ends with the seconds of each stage
 	$(STAGES) test
 
-test-full: $(VENV)/.ready ## All long forms as well (hours); goes on where it ended: ARGS="--again" starts over
+test-full: $(VENV)/.ready ## All long forms as well (hours); continues where it ended: ARGS="--again" starts over
 	$(STAGES) full --keep-going $(ARGS)
 
 test-changed: $(VENV)/.ready ## The stages that changes since BASE=origin/main concern: ARGS="--list" names them
 	$(STAGES) changed --base $(or $(BASE),origin/main) $(ARGS)
 
-drift: $(VENV)/.ready ## Is every host what the last run left? ARGS="--json"; INVENTORY=inventories/production
+drift: $(VENV)/.ready ## Compare every host with what the last run left: ARGS="--json"; INVENTORY=inventories/production
 	@$(PY) tools/drift.py --inventory $(or $(INVENTORY),inventories/lab) $(ARGS)
 
 $(VENV)/.prometheus: tools/prometheus-tools $(VENV)/.ready
@@ -56,13 +56,13 @@ test-fleet: $(VENV)/.ready ## The lab: site.yml from bare hosts (checked first),
 test-faults: lab-up ## Cuts, kills and reboots on the provisioned lab, killed runs: everything recovers
 	$(PY) -m pytest -q tests/system/faults
 
-test-panels: lab-up ## Every panel's query against the provisioned lab under load: rows returned
+test-panels: lab-up ## Run every panel's query against the provisioned lab under load: rows returned
 	$(PY) -m tests.system.panels
 
-test-alerts: lab-up ## Every fault really caused on the lab: seconds until its alert fires and resolves
+test-alerts: lab-up ## Cause every fault on the lab: seconds until its alert fires and resolves
 	$(PY) -m tests.system.alerts
 
-test-lab: $(VENV)/.ready ## The lab itself: nothing leaks, nothing of the machine changes, it survives kill -9
+test-lab: $(VENV)/.ready ## The lab itself: nothing leaks, the machine stays unchanged, it survives kill -9
 	$(STAGES) only lab
 
 lab-tools:
@@ -126,7 +126,7 @@ $(VENV)/bench/.ready: requirements/bench.txt $(VENV)/.ready
 bench-converge: $(VENV)/bench/.ready ## site.yml on the converged lab, in turns with pyinfra: ratio, module runs
 	$(PY) -m tools.bench.converge $(ARGS)
 
-bench-prove: $(VENV)/bench/.ready ## That bench-converge compares like with like: pyinfra repairs drifts of every kind
+bench-prove: $(VENV)/bench/.ready ## Show that bench-converge compares like with like: pyinfra repairs drifts of every kind
 	$(PY) -m tools.bench.converge --prove
 
 bench-demo: $(VENV)/.ready ## make demo with nothing cached, with images cached, with disks kept; deletes the lab first
@@ -141,14 +141,14 @@ bench-check: $(VENV)/.ready ## Seconds of make check
 bench-test: $(VENV)/.ready ## Seconds of make test
 	$(PY) -m tools.bench.timed test
 
-bench-idle: $(VENV)/.ready ## The lab at rest: CPU, process starts and memory of every unit and container: ARGS="--seconds 60"
+bench-idle: $(VENV)/.ready ## The idle lab: CPU, process starts and memory of every unit and container: ARGS="--seconds 60"
 	$(PY) -m tools.bench_idle $(ARGS)
 
 bench-ingest: $(VENV)/.ready lab-tools ## Ingest from Kafka to committed rows, beside COPY, executemany and single rows: ARGS="--backlog"
 	$(PY) -m lab.image_builds
 	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/integration/bench_ingest.py $(ARGS)
 
-bench-telemetry: $(VENV)/.ready lab-tools ## What the collector costs a small host: CPU per sample, rate and memory of a replay
+bench-telemetry: $(VENV)/.ready lab-tools ## Cost of the collector on a small host: CPU per sample, rate and memory of a replay
 	$(PY) -m lab.image_builds
 	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/integration/bench_telemetry.py $(ARGS)
 
@@ -156,14 +156,14 @@ bench-api: $(VENV)/.ready lab-tools ## Requests per second and latency of the AP
 	$(PY) -m lab.image_builds
 	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/integration/bench_api.py $(ARGS)
 
-bench-memory: $(VENV)/.ready lab-tools ## What a stopped Kafka costs a memory get: p99 with Kafka up and down, in turns
+bench-memory: $(VENV)/.ready lab-tools ## Cost of a stopped Kafka for a memory get: p99 with Kafka up and down, in turns
 	$(PY) -m lab.image_builds
 	cd files/python_services && PYTHONPATH=$(CURDIR) ../../$(PY) tests/integration/bench_memory.py $(ARGS)
 
-secrets: $(VENV)/.ready ## Make the secrets an inventory lacks: make secrets INVENTORY=inventories/production
+secrets: $(VENV)/.ready ## Generate the secrets that an inventory lacks: make secrets INVENTORY=inventories/production
 	$(PY) tools/make_secrets.py --inventory $(or $(INVENTORY),inventories/lab)
 
-rotate: $(VENV)/.ready ## Renew a secret everywhere: make rotate SECRET=vault_... [INVENTORY=...]; without SECRET list them
+rotate: $(VENV)/.ready ## Rotate a secret everywhere: make rotate SECRET=vault_... [INVENTORY=...]; without SECRET list them
 	$(PY) tools/rotate_secret.py --inventory $(or $(INVENTORY),inventories/lab) $(SECRET) $(ARGS)
 
 api-user: $(VENV)/.ready ## Add or change a user of the API: make api-user INVENTORY=inventories/production NAME=alice ROLE=admin
@@ -189,7 +189,7 @@ role-pages: $(VENV)/.ready ## Write docs/roles from specifications, catalogue an
 pin-images: $(VENV)/.ready ## Write the digests of an inventory's images: make pin-images INVENTORY=inventories/production
 	$(PY) tools/pin_images.py --inventory $(or $(INVENTORY),inventories/production) $(ARGS)
 
-wireguard-client: $(VENV)/.ready ## A phone for the VPN: make wireguard-client NAME=phone INVENTORY=inventories/production
+wireguard-client: $(VENV)/.ready ## Add a phone to the VPN: make wireguard-client NAME=phone INVENTORY=inventories/production
 	@$(PY) tools/wireguard_client.py --inventory $(or $(INVENTORY),inventories/lab) --name "$(NAME)" $(if $(ADDRESS),--address $(ADDRESS)) $(if $(PUBLIC_KEY),--public-key $(PUBLIC_KEY))
 
 release: $(VENV)/.ready ## Tag the version of galaxy.yml; refused while something is missing: ARGS="--check"
