@@ -36,7 +36,10 @@ def inventory(name: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("name", ["lab", "production"])
+INVENTORIES = sorted(path.name for path in (ROOT / "inventories").iterdir())
+
+
+@pytest.mark.parametrize("name", INVENTORIES)
 def test_groups_are_named_like_roles(name: str) -> None:
     groups = set(inventory(name)) - {"_meta"} - SEGMENTS
     roles = {path.name for path in (ROOT / "roles").iterdir()}
