@@ -102,11 +102,19 @@ class ActionModule(ActionBase):
             self._display.warning(f"{host}: nothing keeps its clock in sync, which was right now")
         result["changed"] = False
         if problems:
-            sentences = "; ".join(problems)
-            result.update(failed=True, msg=f"{host}: {sentences}. Nothing on it was changed.")
+            result.update(
+                failed=True, msg=f"{self.summary(host, problems)} Nothing on it was changed."
+            )
         else:
             result.update({key: seen[key] for key in ("ansible_facts", "drift", "recorded")})
         return result
+
+    def summary(self, host: str, problems: list[str]) -> str:
+        """The message for some problems: one in it, several on a line of their own before it."""
+        if len(problems) == 1:
+            return f"{host}: {problems[0]}."
+        self._display.display("\n".join(f"REFUSED  {host}: {each}" for each in problems), "red")
+        return f"{host} has {len(problems)} problems, see the lines above."
 
     def kept_out(self, host: str, error: AnsibleError) -> dict[str, Any]:
         """The result for a host that let nobody in: only who cannot be reached is away."""

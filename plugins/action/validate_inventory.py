@@ -28,6 +28,7 @@ from ansible_collections.prime_spark.fleet.plugins.plugin_utils.inventory import
 )
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.stamps import Sources, Stamps
 from ansible_collections.prime_spark.fleet.plugins.plugin_utils.values import check_value
+from ansible_collections.prime_spark.fleet.plugins.plugin_utils.wanted import wanted
 
 MISSING = re.compile(r"'(\w+)' is undefined")
 
@@ -65,8 +66,8 @@ class ActionModule(ActionBase):
             msg = f"the inventory has {things}, see the lines above; no host was contacted"
             result.update(failed=True, msg=msg)
         else:
-            units = {role: entry.listener for role, entry in catalogue().items()}
-            result["ports"] = listening(fleet, units)
+            result["ports"] = listening(fleet, catalogue())
+            result["wanted"] = wanted(fleet, catalogue(), result["ports"])
             result["stamps"] = self.stamps(fleet, variables)
         return result
 

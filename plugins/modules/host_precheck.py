@@ -58,7 +58,22 @@ options:
       port: {description: Number., type: int, required: true}
       address: {description: Address to listen on., type: str, required: true}
       role: {description: Role that needs it., type: str, required: true}
-      unit: {description: The unit whose process may hold it., type: str, required: true}
+      variable: {description: Variable of the role that sets it., type: str, required: true}
+      units:
+        description: Units whose processes may hold it.
+        type: list
+        elements: str
+        default: []
+      projects:
+        description: Compose projects whose containers may.
+        type: list
+        elements: str
+        default: []
+  wanted:
+    description: What the roles of this host want of it, as C(validate_inventory) returns it. What
+      the host had before and what stands in the way of that is refused, see M(host_adopt).
+    type: dict
+    default: {}
 """
 
 RETURN = r"""
@@ -88,8 +103,6 @@ synchronized:
   returned: always
 """
 
-import contextlib
-import ipaddress
 import os
 import sys
 import time
@@ -104,6 +117,8 @@ from ansible.module_utils.facts.system.platform import PlatformFactCollector
 from ansible.module_utils.facts.system.python import PythonFactCollector
 from ansible.module_utils.facts.system.service_mgr import ServiceMgrFactCollector
 from ansible.module_utils.facts.virtual.linux import LinuxVirtualCollector
+from ansible_collections.prime_spark.fleet.plugins.module_utils.listeners import port_problems
+from ansible_collections.prime_spark.fleet.plugins.module_utils.past import findings, installed
 from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
 from ansible_collections.prime_spark.fleet.plugins.module_utils.state import examine, recorded_roles
 
@@ -116,7 +131,6 @@ COLLECTORS = [
     LinuxVirtualCollector,
     ServiceMgrFactCollector,
 ]
-LISTEN = "0A"
 
 
 def collect(module: AnsibleModule) -> dict[str, Any]:
@@ -189,96 +203,6 @@ def disk_problems(paths: list[str], wanted: int) -> list[str]:
     return found
 
 
-def listeners(table: str, numbers: set[int]) -> list[tuple[str, int, str]]:
-    """Address, port and inode of the sockets of /proc/net/tcp or tcp6 that listen on a port."""
-    found = []
-    for line in table.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) < 10 or fields[3] != LISTEN:
-            continue
-        raw, _, port = fields[1].rpartition(":")
-        if int(port, 16) not in numbers:
-            continue
-        # Words of 32 bits in the machine's byte order.
-        packed = b"".join(
-            int(raw[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(raw), 8)
-        )
-        found.append((str(ipaddress.ip_address(packed)), int(port, 16), fields[9]))
-    return found
-
-
-def descriptors(pid: str) -> set[str]:
-    """What the descriptors of a process stand for; empty where it ended meanwhile."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            # A busy program closes files while they are looked through; that hides no other.
-            with contextlib.suppress(OSError):
-                found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
-    return found
-
-
-def holders(inodes: set[str]) -> dict[str, tuple[str, str]]:
-    """Inode to the command and the cgroup of the process that holds the socket."""
-    found: dict[str, tuple[str, str]] = {}
-    wanted = {f"socket:[{inode}]": inode for inode in inodes}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        held = wanted.keys() & descriptors(pid)
-        if not held:
-            continue
-        try:
-            with open(f"/proc/{pid}/comm", encoding="utf-8") as stream:
-                command = stream.read().strip()
-            with open(f"/proc/{pid}/cgroup", encoding="utf-8") as stream:
-                cgroup = stream.read()
-        except OSError:
-            continue  # It ended meanwhile.
-        found.update((wanted[link], (f"{command} ({pid})", cgroup)) for link in held)
-    return found
-
-
-def listening(numbers: set[int]) -> list[tuple[str, int, str, str]]:
-    """Address, port, command and cgroup of whoever listens on one of the ports."""
-    # A unit that restarts takes its socket away between the two looks; a socket that nobody
-    # holds at the second look as well is the kernel's own, like the one of an NFS server.
-    for last in (False, True):
-        sockets = []
-        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-            # A kernel without IPv6 has one table only.
-            with contextlib.suppress(OSError), open(table, encoding="ascii") as stream:
-                sockets += listeners(stream.read(), numbers)
-        held = holders({inode for _, _, inode in sockets})
-        if last or all(inode in held for _, _, inode in sockets):
-            break
-    return [
-        (address, port, *held.get(inode, ("a program", ""))) for address, port, inode in sockets
-    ]
-
-
-def conflict(wanted: str, taken: str) -> bool:
-    """Whether a socket on ``taken`` keeps another from listening on ``wanted``."""
-    addresses = (ipaddress.ip_address(wanted), ipaddress.ip_address(taken))
-    return addresses[0] == addresses[1] or any(a.is_unspecified for a in addresses)
-
-
-def port_problems(ports: list[dict[str, Any]]) -> list[str]:
-    """Ports that somebody else listens on; a service of ours may hold its own."""
-    if not ports:
-        return []
-    taken = listening({entry["port"] for entry in ports})
-    found = []
-    for entry in ports:
-        for address, port, command, cgroup in taken:
-            if port != entry["port"] or not conflict(entry["address"], address):
-                continue
-            if f"/{entry['unit']}" not in cgroup:
-                found.append(
-                    f"{command} listens on {address}:{port}, which {entry['role']} needs; "
-                    f"stop it or set {entry['role']}_port"
-                )
-    return found
-
-
 def synchronized() -> bool | None:
     """What the system says of its clock."""
     argv = ["timedatectl", "show", "--property", "NTPSynchronized", "--value"]
@@ -288,10 +212,14 @@ def synchronized() -> bool | None:
 
 def host_problems(params: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     """Every reason not to provision this host."""
+    if params["without_compose"] and "docker-ce" in installed(["docker-ce"]):
+        params = {**params, "without_compose": []}  # Its source has a plugin for every system.
     problems = system_problems(facts, params)
     with open("/proc/meminfo", encoding="ascii") as stream:
         problems += memory_problem(params["memory_mb"], stream.read())
     problems += disk_problems(params["paths"], params["disk_mb"])
+    past = findings(params["wanted"], params["roles"], recorded_roles())
+    problems += [finding.problem for finding in past]
     return problems + port_problems(params["ports"])
 
 
@@ -318,9 +246,12 @@ def main() -> None:
                     "port": {"type": "int", "required": True},
                     "address": {"type": "str", "required": True},
                     "role": {"type": "str", "required": True},
-                    "unit": {"type": "str", "required": True},
+                    "variable": {"type": "str", "required": True},
+                    "units": {"type": "list", "elements": "str", "default": []},
+                    "projects": {"type": "list", "elements": "str", "default": []},
                 },
             },
+            "wanted": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )

@@ -13,6 +13,8 @@ description:
     that its check mode fails there; and it reads apt's whole cache to find that nothing is to do.
   - In check mode, packages that are missing are reported as a change. Whether they can be had is
     simulated, but only with fresh package lists, which check mode does not fetch.
+  - Never removes a package. What apt would do is read first, in check mode, too; where that takes
+    another package away, the module fails and names it.
   - A dpkg run that was interrupted earlier is completed first.
 extends_documentation_fragment: [prime_spark.fleet.tree.role]
 options:
@@ -21,6 +23,12 @@ options:
     type: list
     elements: str
     required: true
+  instead:
+    description: Packages of another source that do the same. Where the first of them is installed,
+      these are wanted instead of O(name), with what they are missing from the same source.
+    type: list
+    elements: str
+    default: []
   mask:
     description: Units of these packages that must never run, since another unit of ours does. They
       are masked before the installation, which would start them.
@@ -40,6 +48,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+wanted:
+  description: The packages that were asked for, those of O(instead) where these do the same.
+  type: list
+  elements: str
+  returned: always
 missing:
   description: The packages that were missing.
   type: list
@@ -54,6 +67,7 @@ changes:
 
 import glob
 import os
+import re
 import time
 
 from ansible.module_utils.basic import AnsibleModule
@@ -130,6 +144,22 @@ def install_command(names: list[str], *options: str) -> list[str]:
     ]
 
 
+def refuse_removals(names: list[str], plan: str) -> None:
+    """Raises where apt's simulation removes a package that is there."""
+    if removed := re.findall(r"^Remv (\S+)", plan, re.MULTILINE):
+        raise PackageError(
+            f"installing {', '.join(names)} would remove {', '.join(removed)}: nothing was "
+            "installed; remove what is not needed, or install from where that came"
+        )
+
+
+def simulate(names: list[str]) -> tuple[int, str]:
+    """Let apt plan the installation; a plan that removes packages is refused."""
+    status, said = run(install_command(names, "--simulate"))
+    refuse_removals(names, said)
+    return status, said
+
+
 def install(names: list[str], max_age: int) -> None:
     if os.path.isdir("/var/lib/dpkg/updates") and os.listdir("/var/lib/dpkg/updates"):
         run(["dpkg", "--configure", "-a", "--force-confdef", "--force-confold"])
@@ -137,11 +167,13 @@ def install(names: list[str], max_age: int) -> None:
     fresh = age is not None and age < max_age
     if not fresh:
         fetch_lists()
-    status, said = run(install_command(names))
+    simulate(names)
+    status, said = run(install_command(names, "--no-remove"))
     if status != 0 and fresh:
         # The mirror may have moved on since the lists were fetched.
         fetch_lists()
-        status, said = run(install_command(names))
+        simulate(names)
+        status, said = run(install_command(names, "--no-remove"))
     if status != 0:
         raise PackageError(f"installing {', '.join(names)} failed: {said[-3000:]}")
 
@@ -163,6 +195,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "list", "elements": "str", "required": True},
+            "instead": {"type": "list", "elements": "str", "default": []},
             "mask": {"type": "list", "elements": "str", "default": []},
             "lists_max_age": {"type": "int", "default": 86400},
             **OWNER_ARGUMENTS,
@@ -171,7 +204,11 @@ def main() -> None:
     )
     names: list[str] = module.params["name"]
     max_age: int = module.params["lists_max_age"]
-    _, status = run(["dpkg-query", "--show", "--showformat=${Package} ${Status}\n", *names])
+    other: list[str] = module.params["instead"]
+    query = ["dpkg-query", "--show", "--showformat=${Package} ${Status}\n"]
+    _, status = run([*query, *names, *other])
+    if other and not missing_of(other[:1], status):
+        names = other
     missing = missing_of(names, status)
     masking = unmasked(module.params["mask"])
     changes = [f"mask {unit}" for unit in masking] + [f"install {name}" for name in missing]
@@ -185,7 +222,7 @@ def main() -> None:
             if age is None or age >= max_age:
                 changes.append("deferred: package lists are fetched first, then it is known more")
             else:
-                code, said = run(install_command(missing, "--simulate"))
+                code, said = simulate(missing)
                 if code != 0:
                     raise PackageError(f"{', '.join(missing)} cannot be installed: {said[-2000:]}")
         if not module.check_mode:
@@ -193,7 +230,9 @@ def main() -> None:
             note(module.params, "mask", dict.fromkeys(module.params["mask"]))
     except (PackageError, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=bool(missing or masking), missing=missing, changes=changes)
+    module.exit_json(
+        changed=bool(missing or masking), wanted=names, missing=missing, changes=changes
+    )
 
 
 if __name__ == "__main__":

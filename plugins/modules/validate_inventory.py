@@ -18,6 +18,10 @@ ports:
   description: By host, what its roles will listen on.
   type: dict
   returned: success
+wanted:
+  description: By host, what its roles want of it, for M(host_precheck) and M(host_adopt).
+  type: dict
+  returned: success
 stamps:
   description: By host and role, that by which a later run sees that nothing that decides about the
     role has changed.

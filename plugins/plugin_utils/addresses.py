@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .catalogue import Entry
 from .fleet import Fleet
 from .vpn import (
     Address,
@@ -156,14 +157,24 @@ def check_owners(fleet: Fleet) -> None:
             )
 
 
-def listening(fleet: Fleet, units: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """What each host will listen on, and whose process that will be."""
+def listening(fleet: Fleet, entries: Mapping[str, Entry]) -> dict[str, list[dict[str, Any]]]:
+    """What each host will listen on, and whose process or container that will be."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for role, unit in units.items():
+    for role, entry in entries.items():
+        defaults = fleet.roles[role].defaults if role in fleet.roles else {}
+        # Others are ports of services elsewhere, or of UDP.
+        names = [n for n, v in defaults.items() if n.endswith("_port") and isinstance(v, int)]
+        elsewhere = {f"{s['endpoint']}_port": s["group"] for s in entry.scrape if "group" in s}
         for host in fleet.of(role):
             values = fleet.values[host]
-            port, place = values.get(f"{role}_port"), values.get(f"{role}_listen_address")
-            if port and address(place):
-                entry = {"role": role, "port": port, "address": place, "unit": unit}
-                found.setdefault(host, []).append(entry)
+            place = values.get(f"{role}_listen_address")
+            for name in names:
+                group = elsewhere.get(name)
+                if not address(place) or not values.get(name):
+                    continue
+                if group and host not in fleet.of(group):
+                    continue
+                listener = {"role": role, "variable": name, "port": values[name], "address": place}
+                holders = {"units": [*entry.units], "projects": [*entry.projects]}
+                found.setdefault(host, []).append(listener | holders)
     return found

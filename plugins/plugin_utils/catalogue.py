@@ -17,8 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SITE = "playbooks/site.yml"
 PREFIX = "prime_spark.fleet."
-# The unit that listens for containers.
-CONTAINERS = "docker.service"
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,6 @@ class Entry:
     def has_group(self) -> bool:
         """Whether a group decides who gets the role; else every managed host does."""
         return self.role in self.groups
-
-    @property
-    def listener(self) -> str:
-        """The unit whose process listens on the role's port; empty where nothing does."""
-        return CONTAINERS if self.projects else next(iter(self.units), "")
 
 
 def load(path: Path) -> Any:

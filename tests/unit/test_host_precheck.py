@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.prime_spark.fleet.plugins.action import host_precheck as ACTION
+from ansible_collections.prime_spark.fleet.plugins.module_utils import listeners as LISTENERS
 from ansible_collections.prime_spark.fleet.plugins.modules import host_precheck as MODULE
 
 PARAMS = {
@@ -27,6 +28,12 @@ FACTS = {
     "ansible_architecture": "aarch64",
     "ansible_service_mgr": "systemd",
 }
+
+
+def needed(port: int) -> dict[str, Any]:
+    """A port that the API needs."""
+    of_api = {"role": "api", "variable": "api_port", "units": ["x.service"], "projects": []}
+    return {"port": port, "address": "127.0.0.1", **of_api}
 
 
 def test_a_supported_system_has_no_problem() -> None:
@@ -88,12 +95,12 @@ def test_a_foreign_program_on_a_port_is_found(family: socket.AddressFamily) -> N
             pytest.skip("no IPv6 here")
         server.listen()
         port = server.getsockname()[1]
-        wanted = {"port": port, "address": "127.0.0.1", "role": "api", "unit": "x.service"}
-        (problem,) = MODULE.port_problems([wanted])
+        wanted = needed(port)
+        (problem,) = LISTENERS.port_problems([wanted])
         assert f":{port}, which api needs; stop it or set api_port" in problem
         if family == socket.AF_INET:
-            assert MODULE.port_problems([{**wanted, "address": "127.0.0.2"}]) == []
-    assert MODULE.port_problems([wanted]) == []
+            assert LISTENERS.port_problems([{**wanted, "address": "127.0.0.2"}]) == []
+    assert LISTENERS.port_problems([wanted]) == []
 
 
 def test_a_program_that_opens_and_closes_files_all_the_time_still_holds_its_port() -> None:
@@ -114,7 +121,7 @@ def test_a_program_that_opens_and_closes_files_all_the_time_still_holds_its_port
         assert program.stdout is not None
         port = int(program.stdout.readline())
         for _ in range(50):
-            ((_, _, command, _),) = MODULE.listening({port})
+            ((_, _, command, _),) = LISTENERS.listening({port})
             assert command.endswith(f"({program.pid})")
     finally:
         program.kill()
@@ -131,9 +138,9 @@ def test_a_socket_that_left_between_the_looks_is_nobodys(monkeypatch: pytest.Mon
             server.close()  # As a unit's process that ends after the table was read.
             return {}
 
-        monkeypatch.setattr(MODULE, "holders", restarting)
-        wanted = {"port": port, "address": "127.0.0.1", "role": "api", "unit": "x.service"}
-        assert MODULE.port_problems([wanted]) == []
+        monkeypatch.setattr(LISTENERS, "holders", restarting)
+        wanted = needed(port)
+        assert LISTENERS.port_problems([wanted]) == []
     assert [len(inodes) for inodes in looks] == [1, 0]
 
 
