@@ -130,8 +130,15 @@ def main() -> int:
     parser.add_argument("--inventory", type=Path, required=True, help="directory of the inventory")
     parser.add_argument("secret", nargs="?", default="", help="name of the secret, vault_…")
     parser.add_argument("--verbose", "-v", action="count", default=0, help="as of ansible-playbook")
+    parser.add_argument(
+        "--become-password-file",
+        type=Path,
+        help="file with the password for sudo, for both runs (as of ansible-playbook)",
+    )
     arguments = parser.parse_args()
     extra = [f"-{'v' * arguments.verbose}"] if arguments.verbose else []
+    if arguments.become_password_file:
+        extra += ["--become-password-file", str(arguments.become_password_file.resolve())]
     try:
         vault, references = Vault(arguments.inventory), References(arguments.inventory)
         if not arguments.secret:

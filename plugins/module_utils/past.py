@@ -40,6 +40,7 @@ UNITS = "/etc/systemd/system"
 WIREGUARD = "wg0"
 UFW_CONF, UFW_RULES = "/etc/ufw/ufw.conf", "/etc/ufw/user.rules"
 FIREWALLD, FIREWALLD_TRUSTED = "/usr/sbin/firewalld", "/etc/firewalld/zones/trusted.xml"
+MEMORY_WORDS = "cgroup_enable=memory cgroup_memory=1"
 COMMAND_LINES = ("/boot/firmware/cmdline.txt", "/boot/cmdline.txt")
 
 
@@ -275,6 +276,11 @@ def firewall_findings(
 
 
 # --- kernel and user land -------------------------------------------------------------------
+
+
+def command_line() -> str:
+    """The file of the kernel's command line on a Raspberry Pi; empty elsewhere."""
+    return next((path for path in COMMAND_LINES if os.path.exists(path)), "")
 
 
 def kernel_findings(command_line: str) -> list[Finding]:

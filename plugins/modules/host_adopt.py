@@ -61,7 +61,6 @@ UNDO = f"{past.KEPT}/undo"
 UNDO_HEAD = "#!/bin/sh -ex\n# Brings back what playbooks/adopt.yml found. Written by it.\n"
 # A share whose server is dead holds up whoever unmounts it.
 UNMOUNT_SECONDS = 30
-MEMORY_WORDS = "cgroup_enable=memory cgroup_memory=1"
 
 
 class AdoptError(Exception):
@@ -83,7 +82,7 @@ class Adoption:
         self.steps.append(f"{name}: {sentence}")
         if self.check:
             return False
-        before = past.read(UNDO).removeprefix(UNDO_HEAD)
+        before = past.read(UNDO).removeprefix(UNDO_HEAD) or f"rm -rf {past.KEPT}\n"
         lines = "".join(f"{line}\n" for line in [f"# {name}: {sentence}", *undo])
         os.makedirs(past.KEPT, mode=0o700, exist_ok=True)
         replace_file(UNDO, UNDO_HEAD + lines + before)
@@ -194,13 +193,13 @@ class Adoption:
                 run(["ufw", *rule.argv], AdoptError)
 
     def memory(self) -> None:
-        path = next((path for path in past.COMMAND_LINES if os.path.exists(path)), "")
-        text = past.read(path) if path else ""
+        path = past.command_line()
+        text = past.read(path)
         if not path or "cgroup_enable=memory" in text.split():
             return  # `left` says what is left to do.
         undo = [f"cp {self.keep(path)} {path}"]
-        if self.step("memory", f"add {MEMORY_WORDS} to {path}", undo):
-            replace_file(path, f"{text.strip()} {MEMORY_WORDS}\n")
+        if self.step("memory", f"add {past.MEMORY_WORDS} to {path}", undo):
+            replace_file(path, f"{text.strip()} {past.MEMORY_WORDS}\n")
 
     # --- what the operator named
 
@@ -267,9 +266,9 @@ class Adoption:
     def after(sentence: str) -> str:
         if not sentence.startswith("its kernel accounts no memory"):
             return sentence
-        path = next((path for path in past.COMMAND_LINES if os.path.exists(path)), "")
+        path = past.command_line()
         if not path:
-            return f"{sentence}: boot it with {MEMORY_WORDS}"
+            return f"{sentence}: boot it with {past.MEMORY_WORDS}"
         return f"{sentence}: reboot, {path} has what it needs"
 
 

@@ -172,6 +172,7 @@ def test_steps_are_taken_back_in_the_opposite_order(
     assert kept.read_text() == "line\n"
     undone = subprocess.run([tmp_path / "kept/undo"], capture_output=True, text=True, check=True)
     assert undone.stdout.split() == ["2", "1"]
+    assert not kept.exists()
     assert done.steps == ["one: do this", "two: do that"]
 
 
