@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from prime_spark.accounts.users import HashParameters, Users
 from prime_spark.config import HttpConfig, Secret
 from prime_spark.hook.directory import Order, RunDirectory
 from prime_spark.hook.drift import HostReport, Report, RoleDrift
+from prime_spark.hook.firing import Alert
 from prime_spark.hook.people import People
 from prime_spark.hook.plan import Plan, Planner
 from prime_spark.hook.queue import Queue, Run
@@ -137,6 +138,7 @@ class Fleet:
         self.queue = Queue(folder / "queue.sqlite")
         self.rules: Rules = read_rules(RULES, "rules.yml")
         self.woken = 0
+        self.alerts: list[Alert] | None = []
         self.people = People(self.queue, self.rules, self.wake)
         self.store = Store(folder / "page.sqlite")
         self.stop = asyncio.Event()
@@ -150,6 +152,7 @@ class Fleet:
                 checkout="/srv/fleet", inventory="inventories/production", programs="/usr/bin"
             ),
             state=str(folder),
+            vpn_status=str(folder / "vpn.json"),
             web=web,
         )
         self.app = create_app("hook", Health("hook"), http, CollectorRegistry())
@@ -159,9 +162,8 @@ class Fleet:
             Users(self.users_json),
             self.people,
             self.store,
-            queue=self.queue,
-            rules=self.rules,
             stop=self.stop,
+            alerts=lambda: self.alerts,
         )
         self.page.mount(self.app)
 
@@ -171,6 +173,22 @@ class Fleet:
     def close(self) -> None:
         self.queue.close()
         self.store.close()
+
+    def peers(self, ages: Mapping[str, float | None]) -> None:
+        """Write the state of the VPN: peers with the age of their last handshake in seconds."""
+        now = time.time()
+        peers = [
+            {
+                "name": name,
+                "vpn_address": "10.8.0.9",
+                "latest_handshake": 0 if age is None else int(now - age),
+                "rx_bytes": 1,
+                "tx_bytes": 1,
+            }
+            for name, age in ages.items()
+        ]
+        status = {"time": now, "interface": "wg0", "peers": peers}
+        (self.folder / "vpn.json").write_text(json.dumps(status))
 
     # -- runs ---------------------------------------------------------------------------------
 
@@ -260,6 +278,13 @@ def changed(host: str, number: int = 1, **more: Any) -> dict[str, Any]:
 def example(fleet: Fleet) -> dict[str, int]:
     """Fill a fleet as it may look on some day; return runs by what they are."""
     hosts = ("control-pc-1", "spark-agent-1", "nas-1", "primecore1", "primecore4")
+    fleet.peers({"spark-agent-1": 31, "primecore1": 12, "primecore4": 5400})
+    since = time.time() - 5200
+    down = "primecore4 does not answer"
+    fleet.alerts = [
+        Alert("HostDown", "critical", "primecore4", down, since),
+        Alert("KafkaConsumerLag", "warning", "", "Group ingest is 1200 messages behind", since),
+    ]
 
     def played(*on: str) -> list[dict[str, Any]]:
         return [

@@ -61,7 +61,11 @@ NEEDED = {
         "vault_timescale_reader_password",
     },
     "deadman": {"vault_deadman_token"},
-    "hook": {"vault_hook_alerts", "vault_hook_github"},
+    "hook": {
+        "vault_hook_alerts",
+        "vault_hook_github",
+        "vault_monitoring_internal_password",
+    },
     "airflow": {
         "vault_airflow_admin_password",
         "vault_airflow_api_secret",

@@ -20,10 +20,11 @@ from test_hook_queue import job
 from prime_spark.hook import alerts, forge
 from prime_spark.hook.alerts import Teller
 from prime_spark.hook.drift import Drift
+from prime_spark.hook.firing import Firing
 from prime_spark.hook.forge import Forge
 from prime_spark.hook.queue import Queue
 from prime_spark.hook.rules import Remediation
-from prime_spark.hook.settings import AlertmanagerConfig, CommitStatusConfig
+from prime_spark.hook.settings import AlertmanagerConfig, CommitStatusConfig, Subject
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.notify import Notifier
 from prime_spark.runtime.service import Service
@@ -32,18 +33,26 @@ COMMIT = "a" * 40
 
 
 class Listener:
-    """Hears what is posted; answers as told, then with 201."""
+    """Hears what is posted; answers as told, then with 201. `gives` answers whoever asks."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, dict[str, str], Any]] = []
         self.answers: list[tuple[int, str]] = []
+        self.asked: list[str] = []
+        self.gives: tuple[int, str] = (200, "[]")
         listener = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 listener.heard.append((self.path, dict(self.headers.items()), body))
-                status, text = listener.answers.pop(0) if listener.answers else (201, "{}")
+                self.answer(*(listener.answers.pop(0) if listener.answers else (201, "{}")))
+
+            def do_GET(self) -> None:
+                listener.asked.append(self.path)
+                self.answer(*listener.gives)
+
+            def answer(self, status: int, text: str) -> None:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
@@ -78,7 +87,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def working(part: Forge | Teller) -> AsyncIterator[None]:
+async def working(part: Forge | Teller | Firing) -> AsyncIterator[None]:
     service = Service(Notifier(), stall_seconds=60)
     task = asyncio.create_task(part.run(service))
     try:
@@ -246,3 +255,19 @@ def test_what_is_wrong_is_told_until_it_is_over(listener: Listener, queue: Queue
     assert over == {"HookRunFailed", "HookBreakerOpen", "HookWaitsForApproval", "HookHostDrifted"}
     # Nothing is left to tell.
     assert [path for path, _, _ in listener.heard if path != "/api/v2/alerts"] == []
+
+
+def test_only_what_is_wanted_is_told(queue: Queue) -> None:
+    failed = queue.put(job("drift"), "user:x").run
+    queue.start(failed, ["h1"])
+    queue.end(failed, "failed", "h1 failed")
+    waits = queue.put(replace(job("mend"), approval_seconds=60.0), "user:x").run
+    queue.start(waits, ["h1"])
+    queue.wait_approval(waits, "hash", 3)
+
+    def names(*tells: Subject) -> set[str]:
+        found = alerts.alerts_of(queue, Drift(queue), rules(), tells)
+        return {dict(labels)["alertname"] for labels in found}
+
+    assert names("waiting", "drift") == {"HookWaitsForApproval"}
+    assert names("failed", "waiting", "breakers") == {"HookRunFailed", "HookWaitsForApproval"}

@@ -137,3 +137,16 @@ def test_what_root_writes_while_the_service_is_down_the_service_can_read(files: 
         os.chown(path, nobody, nobody)
     assert call(files, "runs", "cancel", str(run)) == 0
     assert {path.stat().st_uid for path in files.state.iterdir()} == {nobody}
+
+
+def test_a_queue_that_cannot_be_written_is_one_line(
+    files: Files, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = files.queue.put(job(), "user:x").run
+    monkeypatch.setattr("prime_spark.hook.database._BUSY_SECONDS", 0.05)
+    with files.queue.transaction(), pytest.raises(SystemExit) as ended:
+        main(["runs", "cancel", str(run), "--config", str(files.config)])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "database is locked" in said
+    assert "Traceback" not in said

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ import structlog
 from prime_spark.hook.drift import Drift
 from prime_spark.hook.queue import Queue
 from prime_spark.hook.rules import Rules
-from prime_spark.hook.settings import AlertmanagerConfig
+from prime_spark.hook.settings import AlertmanagerConfig, Subject
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.service import Service
 
@@ -37,23 +37,23 @@ _TEXT_CHARS = 500
 Alerts = dict[tuple[tuple[str, str], ...], str]
 
 
-def alerts_of(queue: Queue, drift: Drift, rules: Rules) -> Alerts:
-    """Return what is to be told now."""
+def alerts_of(queue: Queue, drift: Drift, rules: Rules, tells: Collection[Subject]) -> Alerts:
+    """Return what is to be told now of some subjects."""
     found: Alerts = {}
 
     def add(name: str, summary: str, severity: str = "warning", **labels: str) -> None:
         named = {"alertname": name, "severity": severity, **labels}
         found[tuple(sorted(named.items()))] = summary[:_TEXT_CHARS]
 
-    for run in queue.newest_failures(rules.names()):
+    for run in queue.newest_failures(rules.names()) if "failed" in tells else ():
         add("HookRunFailed", f"Run {run.id} {run.state}: {run.reason}", rule=run.rule)
-    for run in queue.waiting():
+    for run in queue.waiting() if "waiting" in tells else ():
         what = f"Run {run.id} waits for approval: {run.changes} changes"
         add("HookWaitsForApproval", what, rule=run.rule, run=str(run.id))
-    for breaker in queue.breakers():
+    for breaker in queue.breakers() if "breakers" in tells else ():
         what = f"{breaker.failures} runs in a row failed; the rule starts no more on this host"
         add("HookBreakerOpen", what, "critical", rule=breaker.rule, host=breaker.host)
-    for host in drift.latest():
+    for host in drift.latest() if "drift" in tells else ():
         if host.state == "drifted":
             roles = ", ".join(n for n, role in host.roles.items() if role.state == "drifted")
             add("HookHostDrifted", f"Drifted: {roles}", host=host.host)
@@ -91,7 +91,7 @@ class Teller:
             while not await service.pause(_LOOK_SECONDS):
                 service.beat(ALERTMANAGER)
                 try:
-                    now = await asyncio.to_thread(alerts_of, self._queue, self._drift, self._rules)
+                    now = await asyncio.to_thread(self._found)
                     if now == self._told and time.monotonic() < again:
                         continue
                     content = [*self._content(now)]
@@ -105,6 +105,9 @@ class Teller:
                 self._health.set(ALERTMANAGER, True)
                 self._told = now
                 again = time.monotonic() + _AGAIN_SECONDS
+
+    def _found(self) -> Alerts:
+        return alerts_of(self._queue, self._drift, self._rules, self._config.tells)
 
     def _content(self, now: Alerts) -> Iterator[Mapping[str, Any]]:
         moment = time.time()

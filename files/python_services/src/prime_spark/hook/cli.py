@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0].startswith("-"):
         return _serve(argv)
     arguments = _parser().parse_args(argv)
-    status: int = arguments.run(arguments)
+    try:
+        status: int = arguments.run(arguments)
+    except sqlite3.OperationalError as error:
+        # The service holds the file for milliseconds; a full disk lasts.
+        fail(f"the queue cannot be read or written now ({error}): look at the disk, or try again")
     return status
 
 

@@ -33,27 +33,27 @@ class People:
     """
 
     def __init__(self, queue: Queue, rules: Rules, wake: Callable[[], None] = lambda: None) -> None:
-        self._queue = queue
-        self._rules = rules
+        self.queue = queue
+        self.rules = rules
         self._wake = wake
         self.drift = Drift(queue)
 
     def approve(self, who: Person, run: int, plan_hash: str) -> int:
         """Let a plan be applied, once; return the run that does it."""
         return self._do(
-            who, "approve", lambda: self._queue.approve(run, who.name, plan_hash), run=run
+            who, "approve", lambda: self.queue.approve(run, who.name, plan_hash), run=run
         )
 
     def reject(self, who: Person, run: int, plan_hash: str | None = None) -> None:
         """Let a plan not be applied."""
-        self._do(who, "reject", lambda: self._queue.reject(run, who.name, plan_hash), run=run)
+        self._do(who, "reject", lambda: self.queue.reject(run, who.name, plan_hash), run=run)
 
     def cancel(self, who: Person, run: int) -> None:
         """End a run."""
 
         def cancel() -> None:
-            if not self._queue.cancel(run, who.name):
-                found = self._queue.get(run)
+            if not self.queue.cancel(run, who.name):
+                found = self.queue.get(run)
                 state = "is not known" if found is None else f"has ended: {found.state}"
                 raise DecisionError(f"run {run} {state}")
 
@@ -63,10 +63,10 @@ class People:
         """Run again what has ended, as far as the rules still have it; return the run."""
 
         def again() -> int:
-            found = self._queue.get(run)
+            found = self.queue.get(run)
             if found is not None and found.job is not None:
                 self._check(found.job)
-            return self._queue.again(run, failed_only, who.name).run
+            return self.queue.again(run, failed_only, who.name).run
 
         return self._do(who, "again", again, run=run, failed_only=failed_only)
 
@@ -74,10 +74,10 @@ class People:
         """Start now what a schedule starts; return the run."""
 
         def start() -> int:
-            job = self._rules.scheduled(schedule)
+            job = self.rules.scheduled(schedule)
             if job is None:
                 raise DecisionError(f"there is no schedule {schedule!r}")
-            return self._queue.put(job, f"user:{who.name}").run
+            return self.queue.put(job, f"user:{who.name}").run
 
         return self._do(who, "start", start, schedule=schedule)
 
@@ -89,12 +89,12 @@ class People:
             if role not in known.get(host, {}):
                 raise DecisionError(f"no report of drift has role {role!r} of host {host!r}")
             try:
-                job = self._rules.mending(host, role)
+                job = self.rules.mending(host, role)
             except ValueError as error:
                 raise DecisionError(str(error)) from None
             if job is None:
                 raise DecisionError("the rules have no mend")
-            return self._queue.put(job, f"user:{who.name}").run
+            return self.queue.put(job, f"user:{who.name}").run
 
         return self._do(who, "mend", mend, host=host, role=role)
 
@@ -102,13 +102,13 @@ class People:
         """Let a rule start on a host again after its breaker has opened."""
 
         def reset() -> None:
-            if not self._queue.reset(rule, host):
+            if not self.queue.reset(rule, host):
                 raise DecisionError(f"rule {rule!r} has no failures on {host!r}")
 
         self._do(who, "reset", reset, rule=rule, host=host)
 
     def _check(self, job: Job) -> None:
-        action = self._rules.action(job.rule)
+        action = self.rules.action(job.rule)
         if action is None or action.playbook != job.playbook:
             raise DecisionError(f"the rules no longer have {job.rule!r} with {job.playbook!r}")
         # As it was before the rule became stricter, it is for nobody any more.

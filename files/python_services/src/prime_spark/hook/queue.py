@@ -116,13 +116,13 @@ class Queue(Approvals):
 
     def scheduled(self) -> dict[str, float]:
         """Return when each schedule was due last."""
-        with self._lock:
-            return dict(self._db.execute("SELECT name, at FROM schedules"))
+        with self.reading() as db:
+            return dict(db.execute("SELECT name, at FROM schedules"))
 
     def head(self, source: str, ref: str) -> str | None:
         """Return what was noted of a ref."""
-        with self._lock:
-            row = self._db.execute(
+        with self.reading() as db:
+            row = db.execute(
                 "SELECT commit_id FROM heads WHERE source = ? AND ref = ?", (source, ref)
             ).fetchone()
         return None if row is None else str(row[0])
@@ -195,8 +195,8 @@ class Queue(Approvals):
 
     def ended(self) -> list[int]:
         """Return the runs that have ended, the newest first."""
-        with self._lock:
-            rows = self._db.execute(
+        with self.reading() as db:
+            rows = db.execute(
                 "SELECT id FROM runs WHERE ended IS NOT NULL ORDER BY ended DESC, id DESC"
             )
             return [row[0] for row in rows]
@@ -224,16 +224,14 @@ class Queue(Approvals):
 
     def deliveries(self, run: int) -> list[str]:
         """Return the keys of the deliveries that one run is for, as far as they are kept."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT key FROM deliveries WHERE run = ? ORDER BY at, key", (run,)
-            )
+        with self.reading() as db:
+            rows = db.execute("SELECT key FROM deliveries WHERE run = ? ORDER BY at, key", (run,))
             return [row[0] for row in rows]
 
     def counts(self) -> dict[str, int]:
         """Return how many runs are in which state."""
-        with self._lock:
-            return dict(self._db.execute("SELECT state, count(*) FROM runs GROUP BY state"))
+        with self.reading() as db:
+            return dict(db.execute("SELECT state, count(*) FROM runs GROUP BY state"))
 
     # -- what becomes of it -------------------------------------------------------------------
 
@@ -311,8 +309,8 @@ class Queue(Approvals):
 
     def breakers(self) -> list[Breaker]:
         """Return the rules that do not start on a host any more."""
-        with self._lock:
-            rows = self._db.execute(
+        with self.reading() as db:
+            rows = db.execute(
                 "SELECT rule, host, failures, at FROM breakers WHERE failures >= ? "
                 "ORDER BY rule, host",
                 (_BREAKER_FAILURES,),

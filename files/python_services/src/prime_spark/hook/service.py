@@ -8,11 +8,13 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import structlog
 from prometheus_client import REGISTRY
 
 from prime_spark.accounts.users import Users
 from prime_spark.config import ConfigError, fail, read_credential
 from prime_spark.hook.alerts import Teller
+from prime_spark.hook.firing import Firing
 from prime_spark.hook.forge import Forge
 from prime_spark.hook.intake import Intake
 from prime_spark.hook.metrics import HookMetrics
@@ -23,15 +25,17 @@ from prime_spark.hook.repository import Repository
 from prime_spark.hook.rules import Rules
 from prime_spark.hook.schedule import Clock
 from prime_spark.hook.scheduler import STARTING, Scheduler
-from prime_spark.hook.settings import HookConfig
+from prime_spark.hook.settings import AlertmanagerConfig, HookConfig
 from prime_spark.hook.signatures import check_secret
 from prime_spark.hook.starter import ProcessStarter, Starter, UnitStarter
-from prime_spark.hook.web.logins import Store
+from prime_spark.hook.web.logins import Store, open_store
 from prime_spark.hook.web.page import Page
 from prime_spark.runtime.asgi import serve
 from prime_spark.runtime.health import Health
 from prime_spark.runtime.logs import configure_logging
 from prime_spark.runtime.service import Service, run_service
+
+_log = structlog.get_logger(__name__)
 
 
 def secrets_of(rules: Rules) -> dict[str, list[str]]:
@@ -54,6 +58,11 @@ def secrets_of(rules: Rules) -> dict[str, list[str]]:
 def users_of(config: HookConfig) -> Users | None:
     """Return who may log in to the page, where there is one; raises ConfigError."""
     return None if config.web is None else Users(read_credential(config.web.users.credential))
+
+
+def password_of(config: AlertmanagerConfig) -> str | None:
+    """Return the password for Alertmanager, where it wants one."""
+    return read_credential(config.credential) if config.credential else None
 
 
 def check_commits(config: HookConfig, rules: Rules) -> None:
@@ -87,6 +96,33 @@ def open_queue(config: HookConfig) -> Queue:
         return Queue(state / "queue.sqlite", max_queued=config.limits.queued_runs)
     except (OSError, sqlite3.Error) as error:
         fail(f"state {state}: {error}")
+
+
+def page_store(config: HookConfig, health: Health) -> Store | None:
+    """Open the file of the page; None when that cannot be done, which health says.
+
+    Deliveries, schedules and the commands work without the page.
+    """
+    health.expect("page", essential=False)
+    try:
+        store = open_store(Path(config.state) / "page.sqlite")
+    except (OSError, sqlite3.Error) as error:
+        _log.exception("there is no page: its file cannot be opened")
+        health.set("page", False, f"page.sqlite: {error}")
+        return None
+    health.set("page", True)
+    return store
+
+
+def tellers(config: HookConfig, queue: Queue, rules: Rules, health: Health) -> list[Forge | Teller]:
+    """Return what tells others of runs; raises ConfigError."""
+    found: list[Forge | Teller] = []
+    if config.commit_status is not None:
+        token = read_credential(config.commit_status.credential)
+        found.append(Forge(config.commit_status, token, queue, health))
+    if (told := config.alertmanager) is not None:
+        found.append(Teller(told, password_of(told), queue, rules, health))
+    return found
 
 
 def run(
@@ -131,22 +167,24 @@ def run(
         )
         async with asyncio.TaskGroup() as tasks:
             app = intake.app(config.http, REGISTRY)
-            if config.web is not None and users is not None:
+            firing = None
+            if (asked := config.alertmanager) is not None:
+                firing = Firing(asked, password_of(asked))
+                tasks.create_task(firing.run(service))
+            store = None if config.web is None else page_store(config, health)
+            if config.web is not None and users is not None and store is not None:
                 loop = asyncio.get_running_loop()
 
                 def wake() -> None:
                     loop.call_soon_threadsafe(scheduler.wake)
 
-                people = People(queue, rules, wake)
-                store = Store(Path(config.state) / "page.sqlite")
                 page = Page(
                     config,
                     config.web,
                     users,
-                    people,
+                    People(queue, rules, wake),
                     store,
-                    queue=queue,
-                    rules=rules,
+                    alerts=None if firing is None else firing.latest,
                     stop=service.stop,
                 )
                 page.mount(app)
@@ -157,13 +195,8 @@ def run(
             if rules.schedules:
                 clock = Clock(rules, queue, health=health, wake=scheduler.wake)
                 tasks.create_task(clock.run(service))
-            if config.commit_status is not None:
-                token = read_credential(config.commit_status.credential)
-                forge = Forge(config.commit_status, token, queue, health)
-                tasks.create_task(forge.run(service))
-            if (told := config.alertmanager) is not None:
-                password = read_credential(told.credential) if told.credential else None
-                tasks.create_task(Teller(told, password, queue, rules, health).run(service))
+            for teller in tellers(config, queue, rules, health):
+                tasks.create_task(teller.run(service))
             if config.repository is not None:
                 poller = Poller(
                     Repository(config.repository, Path(config.state)),

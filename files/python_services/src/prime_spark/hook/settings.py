@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -23,6 +23,7 @@ from prime_spark.runtime.window import Rate
 
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/[^\0]*\Z")]
 HttpUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/@]+(/\S*)?\Z")]
+Subject = Literal["failed", "waiting", "breakers", "drift"]
 VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Z_][A-Z0-9_]*\Z")]
 
 
@@ -86,13 +87,15 @@ class CommitStatusConfig(Config, frozen=True):
 class AlertmanagerConfig(Config, frozen=True):
     """Which Alertmanager is told of failed runs, plans that wait, drift and breakers.
 
-    `credential` is the password of `username`; `page_url` is where a person looks.
+    `tells` says of which of these. The page shows what fires there. `credential` is the password
+    of `username`; `page_url` is where a person looks.
     """
 
     url: HttpUrl
     username: NonEmpty | None = None
     credential: CredentialName | None = None
     page_url: HttpUrl | None = None
+    tells: list[Subject] = msgspec.field(default_factory=lambda: list(get_args(Subject)))
 
     def __post_init__(self) -> None:
         if (self.username is None) != (self.credential is None):
@@ -137,7 +140,8 @@ class HookConfig(Config, frozen=True):
     `rules` is a file, as seen from the directory of the configuration. `run_socket` is the socket
     whose connections systemd makes units of; without it, runs are processes of their own.
     Without `web` there is no page. `intake` is a second address that takes deliveries and answers
-    nothing else, for a proxy that the internet reaches.
+    nothing else, for a proxy that the internet reaches. `vpn_status` is the file with the state of
+    the VPN's peers.
     """
 
     http: HttpConfig
@@ -151,4 +155,5 @@ class HookConfig(Config, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     intake: HttpConfig | None = None
     web: PageConfig | None = None
+    vpn_status: AbsolutePath = "/run/prime-spark/vpn.json"
     log_level: LogLevel = "info"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
 
+from prime_spark.hook.database import Database
 from prime_spark.hook.rules import Job, Priority
 
 Ended = Literal[
@@ -92,8 +90,6 @@ _COLUMNS = (
 ACTIVE = "('starting', 'running')"
 FAILURES = ("failed", "unreachable", "timed_out", "lost")
 WHO_CHARS = 200
-# Another process, a command of an operator, writes for milliseconds.
-_BUSY_SECONDS = 10.0
 
 
 class FullError(Exception):
@@ -155,45 +151,14 @@ class Taken(msgspec.Struct, frozen=True):
     how: Literal["new", "coalesced", "repeated"]
 
 
-class Store:
-    """The file; its calls block and come from any thread."""
+class Store(Database):
+    """The file with its tables, and how runs are read from it."""
 
     def __init__(self, path: Path, max_queued: int = 1000, max_deliveries: int = 20_000) -> None:
+        super().__init__(path, _SCHEMA)
         self._max_queued = max_queued
         self._max_deliveries = max_deliveries
         self._until_pruned = 0
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(
-            path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
-        )
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write; what was done within is on the disk afterwards, or nothing of it."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                # SQLite may have done so by itself, on a full disk say.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Read, while nobody else uses the connection."""
-        with self._lock:
-            yield self._db
 
     @staticmethod
     def _move(db: sqlite3.Connection, change: str, *values: object) -> bool:
@@ -205,8 +170,8 @@ class Store:
         return row[0]
 
     def _select(self, where: str, *values: object) -> list[Run]:
-        with self._lock:
-            return self._rows(self._db, where, *values)
+        with self.reading() as db:
+            return self._rows(db, where, *values)
 
     @staticmethod
     def _rows(db: sqlite3.Connection, where: str, *values: object) -> list[Run]:

@@ -12,14 +12,17 @@ import hmac
 import math
 import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from prime_spark.accounts.lockout import LockedError, LockoutConfig, names_of
 from prime_spark.accounts.users import User, Users
+from prime_spark.hook.database import Database
+
+_log = structlog.get_logger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
@@ -36,46 +39,39 @@ CREATE TABLE IF NOT EXISTS attempts (
     forget REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
-_BUSY_SECONDS = 10.0
 # How exact the idle time of a session is: not every request of a page is a write.
 _USED_SECONDS = 30.0
 
 
-class Store:
-    """The file; calls block and come from any thread."""
+class Store(Database):
+    """The file with its tables. What it loses, people do again."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(
-            path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
-        )
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.executescript(_SCHEMA)
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write all of it or nothing."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                # SQLite may have done so by itself, on a full disk say.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        super().__init__(path, _SCHEMA, synchronous="NORMAL")
 
     def row(self, query: str, *values: object) -> tuple[Any, ...] | None:
         """Return the first row of a query."""
-        with self._lock:
-            row: tuple[Any, ...] | None = self._db.execute(query, values).fetchone()
+        with self.reading() as db:
+            row: tuple[Any, ...] | None = db.execute(query, values).fetchone()
             return row
+
+
+def open_store(path: Path) -> Store:
+    """Open the file. One that is damaged is set aside: people log in again.
+
+    Raises sqlite3.Error or OSError when no file can be made there.
+    """
+    try:
+        return Store(path)
+    except sqlite3.OperationalError:
+        raise  # The disk is full, say: the file itself may be good.
+    except sqlite3.DatabaseError as error:
+        aside = path.with_suffix(f".damaged-{time.time_ns()}")
+        _log.warning("the file of logins is damaged", error=str(error), set_aside=str(aside))
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        path.rename(aside)
+        return Store(path)
 
 
 class Sessions:

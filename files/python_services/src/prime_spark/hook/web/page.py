@@ -7,7 +7,7 @@ import contextlib
 import json
 import shlex
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from prime_spark.accounts.users import Users
 from prime_spark.hook.directory import RunDirectory
 from prime_spark.hook.drift import HostDrift
+from prime_spark.hook.firing import Alert
 from prime_spark.hook.people import People, Person
-from prime_spark.hook.queue import DecisionError, Queue, Run
-from prime_spark.hook.rules import Action, Condition, Rules
+from prime_spark.hook.queue import DecisionError, Run
+from prime_spark.hook.rules import Action, Condition
 from prime_spark.hook.settings import HookConfig, PageConfig
 from prime_spark.hook.web.events import Events, follow, found_in, text_of
 from prime_spark.hook.web.guard import (
@@ -40,6 +41,7 @@ from prime_spark.hook.web.guard import (
 from prime_spark.hook.web.logins import Store
 from prime_spark.hook.web.text import plain, short
 from prime_spark.hook.web.view import context, environment, static_files
+from prime_spark.vpn import PeerStatus, VPNManager, VPNStatusError
 
 _log = structlog.get_logger(__name__)
 
@@ -72,6 +74,9 @@ _FILTERS: dict[str, tuple[str, frozenset[str]]] = {
 }
 
 
+# Returns the alerts that fire, None while nobody knows.
+AlertsKnown = Callable[[], Sequence[Alert] | None]
+
 # A number that SQLite cannot hold is that of no run.
 Number = Annotated[int, AfterValidator(lambda number: min(max(number, 0), 2**63 - 1))]
 
@@ -87,13 +92,14 @@ class Page:
         people: People,
         store: Store,
         *,
-        queue: Queue,
-        rules: Rules,
         stop: asyncio.Event,
+        alerts: AlertsKnown | None = None,
     ) -> None:
         self._config = config
-        self._queue = queue
-        self._rules = rules
+        self._alerts = alerts
+        self._vpn = VPNManager(config.vpn_status)
+        self._queue = people.queue
+        self._rules = people.rules
         self._people = people
         self.guard = Guard(page, users, store)
         self._stop = stop
@@ -196,12 +202,21 @@ class Page:
         for run in newest:
             for host in run.hosts:
                 last.setdefault(host, run)
+        firing = None if self._alerts is None else self._alerts()
+        peers = self._peers()
+        names = {*drift, *last}
         hosts = [
-            {"name": host, "drift": drift.get(host), "run": last.get(host)}
-            for host in sorted({*drift, *last})
+            {
+                "name": host,
+                "drift": drift.get(host),
+                "run": last.get(host),
+                "peer": peers.get(host),
+                "alerts": [alert for alert in firing or () if alert.host == host],
+            }
+            for host in sorted(names)
         ]
         # What needs somebody comes first.
-        hosts.sort(key=lambda entry: _CALM.get(_drift_state(entry["drift"]), 0))
+        hosts.sort(key=_calm)
         states = [_drift_state(entry["drift"]) for entry in hosts]
         return self._render(
             "fleet.html",
@@ -213,11 +228,23 @@ class Page:
             waiting=self._queue.waiting(),
             active=self._queue.active(),
             breakers=self._queue.breakers(),
+            firing=firing,
+            asks=self._alerts is not None,
+            others=[alert for alert in firing or () if alert.host not in names],
         )
+
+    def _peers(self) -> dict[str, PeerStatus]:
+        """Return the peers of this host's VPN; of a hub these are all other hosts."""
+        try:
+            return {peer.name: peer for peer in self._vpn.get_peer_status()}
+        except VPNStatusError:
+            return {}
 
     def _host(self, caller: Caller, host: str) -> Response:
         history = self._people.drift.history(host)
         runs = [run for run in self._queue.newest(_NEWEST) if host in run.hosts][:_PAGE_RUNS]
+        firing = None if self._alerts is None else self._alerts()
+        alerts = [alert for alert in firing or () if alert.host == host]
         if not history and not runs:
             raise PageError(404, "No run and no report of drift has this host.")
         return self._render(
@@ -226,6 +253,8 @@ class Page:
             host=host,
             history=history,
             runs=runs,
+            peer=self._peers().get(host),
+            alerts=alerts,
             mends=self._rules.mend is not None,
         )
 
@@ -466,6 +495,13 @@ def _waits(run: Run) -> bool:
 
 def _person(request: Request, form: Form) -> Person:
     return Person(form.caller.user.name, address_of(request))
+
+
+def _calm(entry: Mapping[str, Any]) -> tuple[int, bool]:
+    """Return the place of a host among the others: one with alerts comes before its equals."""
+    state = _drift_state(entry["drift"])
+    alerts: list[Alert] = entry["alerts"]
+    return (min(_CALM.get(state, 0), 0 if alerts else 9), not alerts)
 
 
 def _drift_state(drift: object) -> str:

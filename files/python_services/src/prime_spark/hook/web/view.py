@@ -36,6 +36,8 @@ TONES: Mapping[str, str] = {
     "refused": "bad",
     "unreachable": "dark",
     "ignored": "idle",
+    "critical": "bad",
+    "warning": "warn",
 }
 _WORDS = {"waiting_approval": "waits for approval", "unknown": "not looked at"}
 
