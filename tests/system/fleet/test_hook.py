@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import io
 import json
-import shutil
-import subprocess
-import tarfile
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,80 +17,30 @@ from tests.system.fleet import fleet
 from tests.system.fleet.fleet import (
     LAB,
     connect,
-    members,
     setting,
     shell,
     variables,
     vpn_address,
 )
+from tests.system.fleet.hook import HOST, USER, ended, play, repository, state
 
 pytestmark = [pytest.mark.tags, pytest.mark.timeout(900)]
 
-(HOST,) = members("hook")
-USER = "prime-spark-hook"
 SERVICE = "prime-spark-hook.service"
 RUNS = "prime-spark-hook-run@*.service"
-# Where the lab's inventory says that the repository is.
-REPOSITORY = "/srv/prime-spark/fleet.git"
-# What a run reads of the lab's directory; the same path inside.
-NEEDED = ("ssh/id_ed25519", "ssh/known_hosts", "secrets", "cache/images.json")
 # What the commit changes, each in a role of its own; the second one restarts the hook.
 CHANGES = {"api_access_seconds": "601", "hook_memory": "513M"}
-RUN_SECONDS = 400
-
-
-def git(tree: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=lab", "-c", "user.email=lab@example.org"]
-    command = ["git", *who, "-C", str(tree), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def committed(tree: Path) -> str:
-    """Commit the checkout with the changes, and what the lab keeps beside it; return the commit."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=fleet.ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    own = [f"inventories/lab/group_vars/all/{name}" for name in ("vault.yml", "images.yml")]
-    for name in filter(None, listed.split("\0")):
-        if (fleet.ROOT / name).exists() or (fleet.ROOT / name).is_symlink():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(fleet.ROOT / name, tree / name, follow_symlinks=False)
-    for name in own:
-        shutil.copy(fleet.ROOT / name, tree / name)
-    with (tree / "inventories/lab/group_vars/all/main.yml").open("a") as stream:
-        stream.write("".join(f"{name}: {value}\n" for name, value in CHANGES.items()))
-    git(tree, "init", "--quiet", "--initial-branch=main")
-    git(tree, "add", "--force", "--", *own)
-    git(tree, "add", ".")
-    git(tree, "commit", "--quiet", "--message", "Change two roles")
-    return git(tree, "rev-parse", "HEAD")
 
 
 @pytest.fixture(scope="module")
 def commit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A commit in the repository that the hook plays; afterwards the fleet is as it was."""
-    tree = tmp_path_factory.mktemp("push")
+    settings = "".join(f"{name}: {value}\n" for name, value in CHANGES.items())
     try:
-        made = committed(tree)
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            archive.add(tree / ".git", REPOSITORY.lstrip("/"))
-            for name in NEEDED:
-                archive.add(LAB / name, str(LAB / name).lstrip("/"))
-        argv = ["ssh", "-F", str(LAB / "ssh" / "config"), f"root@{HOST}"]
-        argv += ["tar --extract --directory / --no-same-owner"]
-        subprocess.run(argv, input=buffer.getvalue(), check=True, timeout=120)
-        script = 'git -C "$1" config core.bare true; chown -R "$3:" "$1" "$2"'
-        shell(connect(HOST), script, REPOSITORY, str(LAB), USER)
-        yield made
+        with repository(tmp_path_factory.mktemp("push"), settings) as made:
+            yield made
     finally:
-        shell(connect(HOST), 'rm -rf "$1" "$2"', REPOSITORY, str(LAB))
-        play = [fleet.BIN / "ansible-playbook", "site.yml", "--tags", "api,hook"]
-        subprocess.run([*play, "--limit", HOST], cwd=fleet.ROOT, check=True, timeout=600)
+        play("--tags", "api,hook", "--limit", HOST)
 
 
 def push(role: str, commit: str) -> int:
@@ -120,21 +64,6 @@ def push(role: str, commit: str) -> int:
     said = shell(connect(HOST), 'python3 -c "$@"', script, url, body, digest, uuid.uuid4().hex)
     run: int = json.loads(said)["run"]
     return run
-
-
-def state(run: int) -> dict[str, Any]:
-    """What the hook knows of a run."""
-    return dict(
-        json.loads(shell(connect(HOST), 'prime-spark-hook runs show --json "$1"', str(run)))
-    )
-
-
-def ended(run: int) -> dict[str, Any]:
-    return dict(
-        fleet.wait_until(
-            f"run {run} ends", lambda: state(run), RUN_SECONDS, lambda found: found["ended"]
-        )
-    )
 
 
 def processes() -> list[str]:
