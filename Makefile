@@ -65,6 +65,10 @@ test-alerts: lab-up ## Cause every fault on the lab: seconds until its alert fir
 test-lab: $(VENV)/.ready ## The lab itself: nothing leaks, the machine stays unchanged, it survives kill -9
 	$(STAGES) only lab
 
+molecule: $(VENV)/.ready ## Every role's scenario on the snapshot `converged` (make lab-save NAME=converged); ROLES="nas redis"
+	@for role in $(or $(ROLES),$(notdir $(patsubst %/hosts.yml,%,$(wildcard molecule/*/hosts.yml)))); do \
+	  molecule test -s $$role --destroy=never || exit 1; done
+
 lab-tools:
 	@lab/install-tools
 
