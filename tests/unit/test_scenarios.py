@@ -17,6 +17,6 @@ def test_every_role_has_its_scenario() -> None:
 
 def test_a_scenario_is_its_name_and_an_input_to_change() -> None:
     for role in catalogue():
-        assert (MOLECULE / role / "molecule.yml").resolve() == MOLECULE / "shared" / "role.yml"
+        assert (MOLECULE / role / "molecule.yml").resolve() == MOLECULE / "shared" / "role.molecule"
         variables = yaml.safe_load((MOLECULE / role / "hosts.yml").read_text())["all"]["vars"]
         assert all(name.startswith(f"{role}_") for name in variables["scenario_change"]), role
