@@ -67,7 +67,7 @@ test-lab: $(VENV)/.ready ## The lab itself: nothing leaks, the machine stays unc
 
 molecule: $(VENV)/.ready ## Every role's scenario on the snapshot `converged` (make lab-save NAME=converged); ROLES="nas redis"
 	@for role in $(or $(ROLES),$(notdir $(patsubst %/hosts.yml,%,$(wildcard molecule/*/hosts.yml)))); do \
-	  molecule test -s $$role --destroy=never || exit 1; done
+	  molecule reset -s $$role && molecule test -s $$role --destroy=never || exit 1; done
 
 lab-tools:
 	@lab/install-tools
