@@ -1,6 +1,6 @@
 """What a host had before a run of ours, and would lose or stand in the way by one.
 
-`host_precheck` refuses a host for what is found here, `host_adopt` settles it. Reading only.
+`host_precheck` refuses a host for what is found here, `host_adopt` resolves it. Reading only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ansible_collections.prime_spark.fleet.plugins.module_utils.notes import loa
 from ansible_collections.prime_spark.fleet.plugins.module_utils.process import attempt
 from ansible_collections.prime_spark.fleet.plugins.module_utils.wireguard import HEADER
 
-# What was before, and what was settled: the owner's to read, ours to add to.
+# What was before, and what was resolved: the owner's to read, ours to add to.
 KEPT = "/var/lib/prime-spark/adopted"
 RECORD = f"{KEPT}/adopted.json"
 ADOPT = "playbooks/adopt.yml"
@@ -45,14 +45,14 @@ COMMAND_LINES = ("/boot/firmware/cmdline.txt", "/boot/cmdline.txt")
 
 
 class Finding(NamedTuple):
-    """What stands in the way, and the step of `host_adopt` that settles it; else the owner does."""
+    """What stands in the way, and the step of `host_adopt` that resolves it, empty if none does."""
 
     step: str
     sentence: str
 
     @property
     def problem(self) -> str:
-        return f"{self.sentence}: {ADOPT} settles it" if self.step else self.sentence
+        return f"{self.sentence}: {ADOPT} resolves it" if self.step else self.sentence
 
 
 def read(path: str) -> str:
@@ -65,7 +65,7 @@ def read(path: str) -> str:
 
 
 def adopted() -> dict[str, Any]:
-    """By step, what was settled."""
+    """By step, what was resolved."""
     return load(RECORD)
 
 

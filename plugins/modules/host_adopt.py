@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: settle what a host had before the fleet and what stands in the fleet's way."""
+"""Ansible module: resolve what a host had before the fleet and what stands in the fleet's way."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Adoption:
             shutil.copy2(path, place)
         return place
 
-    def settled(self, name: str, value: Any) -> None:
+    def resolved(self, name: str, value: Any) -> None:
         """Record that a step is done, for host_precheck."""
         write_private(past.RECORD, {**past.adopted(), name: value})
 
@@ -116,7 +116,7 @@ class Adoption:
         undo = [f"cp -p {place} {past.DAEMON}" if there else f"rm -f {past.DAEMON}"]
         undo.append("systemctl restart docker.service")
         if self.step("docker", f"docker-ce {version} stays and the role docker uses it", undo):
-            self.settled("docker", version)
+            self.resolved("docker", version)
 
     def fstab(self) -> None:
         mount_point = self.wanted["nas"]["mount_point"]
@@ -178,7 +178,7 @@ class Adoption:
             "back, and takes over its private key"
         )
         if self.step("wireguard", sentence, undo):
-            self.settled("wireguard", past.digest(past.read(path)))
+            self.resolved("wireguard", past.digest(past.read(path)))
 
     def ufw(self) -> None:
         rules = past.read(past.UFW_RULES)
@@ -243,15 +243,15 @@ class Adoption:
     def findings(self) -> list[past.Finding]:
         return past.findings(self.wanted, self.wanted["roles"], recorded_roles())
 
-    def settle(self, stop: list[str]) -> list[str]:
+    def resolve(self, stop: list[str]) -> list[str]:
         """Do all steps; what is left to the owner."""
         for name in stop:
             self.stop(name)
         for finding in self.findings():
             if finding.step:
                 getattr(self, finding.step)()
-        settled = {step.partition(":")[0] for step in self.steps} if self.check else set()
-        left = [f.sentence for f in self.findings() if f.step not in settled or not f.step]
+        resolved = {step.partition(":")[0] for step in self.steps} if self.check else set()
+        left = [f.sentence for f in self.findings() if f.step not in resolved or not f.step]
         left = self.unknown + [self.after(sentence) for sentence in left]
         named = "|".join(map(re.escape, stop))
         problems = port_problems(self.ports)
@@ -285,7 +285,7 @@ def main() -> None:
     os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
     adoption = Adoption(module.params, module.check_mode)
     try:
-        left = adoption.settle(module.params["stop"])
+        left = adoption.resolve(module.params["stop"])
     except (AdoptError, OSError) as error:
         module.fail_json(msg=str(error), steps=adoption.steps)
     module.exit_json(changed=bool(adoption.steps), steps=adoption.steps, left=left)

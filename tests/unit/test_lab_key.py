@@ -20,7 +20,9 @@ OUTSIDE = (
     "docs/",
     "files/python_services/lock.py",
     "files/python_services/tests/",
+    "inventories/one-host/",
     "inventories/production/",
+    "inventories/vpn-nas/",
     "molecule/",
     "tests/",
     "tools/",
@@ -29,10 +31,12 @@ OUTSIDE_FILES = {
     ".ansible-lint",
     ".editorconfig",
     ".gitignore",
+    ".pre-commit-config.yaml",
     ".yamllint",
     "LICENSE",
     "Makefile",
     "galaxy.yml",
+    "properdocs.yml",
     "pyproject.toml",
 }
 TOOLS_OF_A_RUN = {

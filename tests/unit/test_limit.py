@@ -15,7 +15,17 @@ from tests.unit.test_validate_inventory import inventory, written
 from tests.unit.warm import playbook, processes
 
 ROOT = Path(__file__).resolve().parents[2]
-CALLED = ("drift", "remove", "rollback", "rotate", "site", "validate", "verify")
+CALLED = (
+    "adopt",
+    "bootstrap",
+    "drift",
+    "remove",
+    "rollback",
+    "rotate",
+    "site",
+    "validate",
+    "verify",
+)
 # What others import, and nobody calls.
 PARTS = ("facts", "leftovers", "limit", "plan")
 # A host and a typo; all but a typo, which is all.

@@ -113,17 +113,17 @@ def story(fleet: Fleet) -> Story:
 
 REFUSALS = {
     "primecore1": [
-        r"docker-ce \S+ is installed, .*: playbooks/adopt\.yml settles it",
-        r"ufw is on and lacks 5 rules .*: playbooks/adopt\.yml settles it",
+        r"docker-ce \S+ is installed, .*: playbooks/adopt\.yml resolves it",
+        r"ufw is on and lacks 5 rules .*: playbooks/adopt\.yml resolves it",
         r"the container old-stack-exporter-1 listens on .*:19100, which node_exporter needs; "
         r"stop it \(`playbooks/adopt\.yml -e stop=old-stack`\) or set node_exporter_port",
     ],
     "primecore4": [
-        r"/etc/wireguard/wg0\.conf was made by hand, .*: playbooks/adopt\.yml settles it",
-        r"ufw is on and lacks 1 rules .*: playbooks/adopt\.yml settles it",
+        r"/etc/wireguard/wg0\.conf was made by hand, .*: playbooks/adopt\.yml resolves it",
+        r"ufw is on and lacks 1 rules .*: playbooks/adopt\.yml resolves it",
     ],
     "spark-agent-1": [
-        r"/etc/fstab mounts /srv/share at /mnt/nas, .*: playbooks/adopt\.yml settles it",
+        r"/etc/fstab mounts /srv/share at /mnt/nas, .*: playbooks/adopt\.yml resolves it",
         r"the number 1490 is the group media's, .*: set nas_gid .*",
     ],
 }
