@@ -43,6 +43,7 @@ IMAGES = (
     "redis",
     "postgres-exporter",
     "redis-exporter",
+    "restic",
 )
 SUITE = "trixie"
 REGISTRY = f"{REGISTRY_ADDRESS}:{REGISTRY_PORT}"
