@@ -94,7 +94,7 @@ LOCAL = {
     "deadman": {"heartbeat"},
 }
 # What no role deploys yet.
-WITHOUT_ROLE = {"hook"}
+WITHOUT_ROLE = {"backup", "hook"}
 PACKAGES = {
     "agent": "spark_agent",
     "api": "api",
