@@ -119,7 +119,7 @@ class Postgres:
         finally:
             await end(process)
 
-    async def start_anew(self) -> None:
+    async def restart(self) -> None:
         """Forget the WAL received so far and begin with what the server writes from now on."""
         await self._end_receiver()
         async with self._reading:

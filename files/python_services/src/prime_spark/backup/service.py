@@ -117,18 +117,18 @@ class BackupService:
             except StoppedError:
                 return
             except LostError as error:
-                _log.warning("the WAL begins anew", database=server.name, reason=str(error))
-                await self._begin_anew(service, server)
+                _log.warning("the WAL starts again", database=server.name, reason=str(error))
+                await self._restart_wal(service, server)
             except FAILURES as error:
                 if self._health.set(component, False, str(error)):
                     _log.error("the WAL is not received", database=server.name, error=str(error))
                 await service.pause(_TICK_SECONDS)
 
-    async def _begin_anew(self, service: Service, server: Postgres) -> None:
+    async def _restart_wal(self, service: Service, server: Postgres) -> None:
         self._metrics.gaps.labels(server.name).inc()
         self._due[server.name].set()
         try:
-            await service.unless_stopped(server.start_anew())
+            await service.unless_stopped(server.restart())
         except StoppedError:
             return
         except FAILURES as error:
@@ -145,7 +145,7 @@ class BackupService:
             with contextlib.suppress(OSError):
                 if server.waiting_bytes() > server.config.wal_bytes:
                     _log.error("too much WAL waits, it is given up", database=server.name)
-                    await self._begin_anew(service, server)
+                    await self._restart_wal(service, server)
             await service.pause(interval - (time.monotonic() - began))
 
     async def _store_bases(self, service: Service, server: Postgres) -> None:
