@@ -100,7 +100,7 @@ def test_a_signed_push_plays_the_commit(commit: str) -> None:
     assert config["auth"]["access_seconds"] == int(CHANGES["api_access_seconds"])
     # What opens hosts and vault is the run's alone, and no part of what is kept of it.
     given = shell(connect(HOST), 'ls "/run/credentials/$1"', SERVICE).split()
-    assert sorted(given) == ["alerts", "github", "users"]
+    assert sorted(given) == ["alertmanager", "alerts", "github", "users"]
     key = (LAB / "ssh" / "id_ed25519").read_text().splitlines()[2]
     script = 'grep -rlF -- "$1" /var/lib/prime-spark-hook/runs || true'
     assert shell(connect(HOST), script, key) == ""
