@@ -224,7 +224,8 @@ def test_drift_is_seen_planned_approved_and_mended(page: Page, tmp_path: Path) -
     print(f"drift on the metric after {time.monotonic() - changed:.0f} s")
     page.goto(f"/hosts/{DRIFTED_HOST}")
     expect(page.get_by_text(DRIFTED_FILE).first).to_be_visible()
-    page.get_by_role("button", name="Plan to mend").click()
+    role = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="telemetry"))
+    role.get_by_role("button", name="Plan to mend").click()
     expect(page.get_by_role("button", name="Approve and apply")).to_be_visible(
         timeout=PLAN_SECONDS * 1000
     )
