@@ -64,6 +64,18 @@ def read(path: str) -> str:
         return ""
 
 
+def read_to_change(path: str) -> str:
+    """The text of a file that is to be changed; empty only where there is no file.
+
+    Raises OSError where it cannot be read: what is unknown must not be replaced.
+    """
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return ""
+
+
 def adopted() -> dict[str, Any]:
     """By step, what was resolved."""
     return load(RECORD)

@@ -85,7 +85,9 @@ class Adoption:
         before = past.read(UNDO).removeprefix(UNDO_HEAD) or f"rm -rf {past.KEPT}\n"
         lines = "".join(f"{line}\n" for line in [f"# {name}: {sentence}", *undo])
         os.makedirs(past.KEPT, mode=0o700, exist_ok=True)
-        replace_file(UNDO, UNDO_HEAD + lines + before)
+        # A step that failed and is tried again is taken back once.
+        if lines not in before:
+            replace_file(UNDO, UNDO_HEAD + lines + before)
         os.chmod(UNDO, 0o700)
         return True
 
@@ -120,7 +122,7 @@ class Adoption:
 
     def fstab(self) -> None:
         mount_point = self.wanted["nas"]["mount_point"]
-        text = past.read(past.FSTAB)
+        text = past.read_to_change(past.FSTAB)
         lines = past.fstab_lines(text, mount_point)
         source = lines[0].split()[0]
         place = self.keep(past.FSTAB)
@@ -194,7 +196,7 @@ class Adoption:
 
     def memory(self) -> None:
         path = past.command_line()
-        text = past.read(path)
+        text = past.read_to_change(path) if path else ""
         if not path or "cgroup_enable=memory" in text.split():
             return  # `left` says what is left to do.
         undo = [f"cp {self.keep(path)} {path}"]

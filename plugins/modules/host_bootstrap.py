@@ -127,8 +127,10 @@ class Bootstrap:
 
     def authorize(self, name: str, home: str) -> None:
         path = f"{home}/.ssh/authorized_keys"
-        there = past.read(path)
-        missing = [key for key in self.params["keys"] if key_of(key) not in there]
+        there = past.read_to_change(path)
+        # A key behind options may log in for one command only, one behind a # not at all.
+        known = {key_of(line) for line in there.splitlines()}
+        missing = [key for key in self.params["keys"] if key_of(key) not in known]
         if not missing or not self.change(f"authorize {len(missing)} keys of {name}"):
             return
         owner = pwd.getpwnam(name)
@@ -164,7 +166,7 @@ class Bootstrap:
             replace_file("/etc/hostname", f"{name}\n")
             os.chmod("/etc/hostname", 0o644)
             run(["hostname", name], BootstrapError)
-        hosts = past.read("/etc/hosts")
+        hosts = past.read_to_change("/etc/hosts")
         # sudo asks for the address of the host's own name.
         if name not in hosts.split():
             kept = [
@@ -208,7 +210,7 @@ class Bootstrap:
             return
         self.reboot = True
         path = past.command_line()
-        text = past.read(path)
+        text = past.read_to_change(path) if path else ""
         lacks = path and "cgroup_enable=memory" not in text.split()
         if lacks and self.change(f"add {past.MEMORY_WORDS} to {path}"):
             replace_file(path, f"{text.strip()} {past.MEMORY_WORDS}\n")

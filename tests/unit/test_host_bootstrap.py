@@ -46,6 +46,26 @@ def test_a_key_is_authorized_once_and_others_stay(tmp_path: Path) -> None:
     assert file.read_text().splitlines()[0::2] == ["another", "ssh-ed25519 BBBB"]
 
 
+@pytest.mark.parametrize("before", [f"#{KEY}", f'command="true" {KEY}'])
+def test_a_key_that_may_not_log_in_freely_is_authorized(before: str, tmp_path: Path) -> None:
+    me = pwd.getpwuid(os.getuid()).pw_name
+    file = tmp_path / ".ssh" / "authorized_keys"
+    file.parent.mkdir()
+    file.write_text(f"{before}\n")
+    bootstrap().authorize(me, str(tmp_path))
+    assert file.read_text() == f"{before}\n{KEY}\n"
+
+
+def test_keys_that_cannot_be_read_are_not_replaced(tmp_path: Path) -> None:
+    me = pwd.getpwuid(os.getuid()).pw_name
+    file = tmp_path / ".ssh" / "authorized_keys"
+    file.parent.mkdir()
+    file.write_bytes(b"ssh-ed25519 CCCC caf\xe9\n")
+    with pytest.raises(UnicodeDecodeError):
+        bootstrap().authorize(me, str(tmp_path))
+    assert file.read_bytes() == b"ssh-ed25519 CCCC caf\xe9\n"
+
+
 def test_a_file_is_written_where_it_differs(tmp_path: Path) -> None:
     path = tmp_path / "conf.d" / "a.conf"
     assert not bootstrap(check=True).write(str(path), "a\n", 0o644) and not path.exists()
