@@ -60,10 +60,10 @@ def test_keys_that_cannot_be_read_are_not_replaced(tmp_path: Path) -> None:
     me = pwd.getpwuid(os.getuid()).pw_name
     file = tmp_path / ".ssh" / "authorized_keys"
     file.parent.mkdir()
-    file.write_bytes(b"ssh-ed25519 CCCC caf\xe9\n")
+    file.write_bytes(b"ssh-ed25519 CCCC home\xe9\n")
     with pytest.raises(UnicodeDecodeError):
         bootstrap().authorize(me, str(tmp_path))
-    assert file.read_bytes() == b"ssh-ed25519 CCCC caf\xe9\n"
+    assert file.read_bytes() == b"ssh-ed25519 CCCC home\xe9\n"
 
 
 def test_a_file_is_written_where_it_differs(tmp_path: Path) -> None:
